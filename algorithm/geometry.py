@@ -1,0 +1,288 @@
+"""The conventions, and every operation that depends on them.
+
+Volumes are tensors ``(n, c, z, y, x)``. Vectors have components ``(x, y, z)`` in world axes (LPS, mm), as in ITK.
+A displacement field ``u`` lives on the grid of the *fixed* image and pulls: ``warped(x) = moving(x + u(x))``, the
+way ``sitk.DisplacementFieldTransform`` applies it. Fields are always mm on a `Grid`: a change of resolution
+resamples a field, it never rescales it.
+
+Voxels are points: index ``i`` stands for the voxel centre ``origin + direction · diag(spacing) · i``. Between the
+centres values are trilinear; outside, up to half a voxel beyond the outermost centres, the border value holds (as in
+ITK), and farther out either the border value (fields) or a fill value (images). This is the only module that calls
+``grid_sample``, always with ``align_corners=True``.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Vector = tuple[float, float, float]
+Matrix = tuple[Vector, Vector, Vector]
+Size = tuple[int, int, int]
+
+IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxel centres in the world, as an ITK image header gives them; every triple is in the order (x, y, z)."""
+
+    size: Size
+    spacing: Vector = (1.0, 1.0, 1.0)
+    """mm between neighbouring voxel centres."""
+    origin: Vector = (0.0, 0.0, 0.0)
+    """World position (mm) of the centre of voxel (0, 0, 0)."""
+    direction: Matrix = field(default=IDENTITY)
+    """Columns are the world directions of the index axes."""
+
+    @property
+    def shape(self) -> Size:
+        """Tensor shape (z, y, x)."""
+        return self.size[2], self.size[1], self.size[0]
+
+    @property
+    def extent_mm(self) -> Vector:
+        """Edge lengths of the box that the voxels fill."""
+        x, y, z = (n * s for n, s in zip(self.size, self.spacing, strict=True))
+        return x, y, z
+
+    @property
+    def axes(self) -> np.ndarray:
+        """(3, 3), world mm per index step: direction · diag(spacing)."""
+        return np.array(self.direction) @ np.diag(self.spacing)
+
+    def to_world(self, index: np.ndarray) -> np.ndarray:
+        """World positions (..., 3) in mm of continuous indices (..., 3)."""
+        return np.asarray(index, dtype=np.float64) @ self.axes.T + np.array(self.origin)
+
+    def to_index(self, world: np.ndarray) -> np.ndarray:
+        """Continuous indices (..., 3) of world positions (..., 3) in mm."""
+        return (np.asarray(world, dtype=np.float64) - np.array(self.origin)) @ np.linalg.inv(self.axes).T
+
+    def cropped(self, start: Size, size: Size) -> Self:
+        """The voxels ``start ... start + size - 1``; a negative start or a larger size pads."""
+        x, y, z = self.to_world(np.array(start))
+        return replace(self, size=size, origin=(float(x), float(y), float(z)))
+
+    def padded(self, margin: int) -> Self:
+        """``margin`` more voxels on every side."""
+        x, y, z = (n + 2 * margin for n in self.size)
+        return self.cropped((-margin, -margin, -margin), (x, y, z))
+
+    def resized(self, size: Size) -> Self:
+        """Another number of voxels in the same box: outer voxel *edges* stay, so the origin moves by half voxels."""
+        ratio = np.array(self.size) / np.array(size)
+        x, y, z = self.to_world((ratio - 1) / 2)
+        sx, sy, sz = ratio * np.array(self.spacing)
+        origin, spacing = (float(x), float(y), float(z)), (float(sx), float(sy), float(sz))
+        return replace(self, size=size, spacing=spacing, origin=origin)
+
+    def coarsened(self, factor: int = 2) -> Self:
+        """The grid of averages over ``factor``³ voxels: its origin lies (factor - 1) / 2 voxels farther in."""
+        if any(n % factor for n in self.size):
+            raise ValueError(f"a grid of {self.size} voxels cannot be coarsened by {factor}")
+        x, y, z = (n // factor for n in self.size)
+        return self.resized((x, y, z))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The world map x ↦ matrix · x + offset (mm)."""
+
+    matrix: Matrix = IDENTITY
+    offset: Vector = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def from_arrays(cls, matrix: np.ndarray, offset: np.ndarray) -> Self:
+        """From a (3, 3) matrix and an offset (3,) in mm."""
+        a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in matrix)
+        return cls((a, b, c), (float(offset[0]), float(offset[1]), float(offset[2])))
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Maps world points (..., 3) in mm."""
+        return np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
+
+    def inverse(self) -> Self:
+        """The inverse map; ValueError when there is none."""
+        if abs(np.linalg.det(np.array(self.matrix))) < 1e-9:
+            raise ValueError(f"affine matrix {self.matrix} is singular")
+        inverse = np.linalg.inv(np.array(self.matrix))
+        return type(self).from_arrays(inverse, -inverse @ np.array(self.offset))
+
+
+def linear_index_map(
+    matrix: Float[Tensor, "3 3"], offset: Float[Tensor, " 3"], shape: Size
+) -> Float[Tensor, "1 z y x 3"]:
+    """``matrix · (i, j, k) + offset`` for every voxel of a (z, y, x) shape; differentiable in both."""
+    nz, ny, nx = shape
+    i, j, k = (torch.arange(n, dtype=matrix.dtype, device=matrix.device) for n in (nx, ny, nz))
+    step_x, step_y, step_z = matrix.unbind(1)
+    plane = j[:, None, None] * step_y + i[None, :, None] * step_x + offset
+    return (k[:, None, None, None] * step_z + plane)[None]
+
+
+def moving_index(
+    grid: Grid, moving_grid: Grid, displacement: Float[Tensor, "n 3 z y x"] | None, affine: Affine, like: Tensor
+) -> Float[Tensor, "m zz yy xx 3"]:
+    """Continuous moving indices of the points affine(x + u(x)), x on ``grid``; all linear parts in float64 first."""
+    to_moving = np.linalg.inv(moving_grid.axes) @ np.array(affine.matrix)
+    matrix = to_moving @ grid.axes
+    offset = moving_grid.to_index(affine(np.array(grid.origin)))
+    options = {"dtype": like.dtype, "device": like.device}
+    index = linear_index_map(torch.tensor(matrix, **options), torch.tensor(offset, **options), grid.shape)
+    if displacement is None:
+        return index
+    return index + torch.einsum("ij,njzyx->nzyxi", torch.tensor(to_moving, **options), displacement)
+
+
+def sample(
+    volume: Float[Tensor, "n c z y x"],
+    index: Float[Tensor, "m zz yy xx 3"],
+    fill: float | None = None,
+    nearest: bool = False,
+) -> Float[Tensor, "m c zz yy xx"]:
+    """Values of ``volume`` at continuous indices (x, y, z), trilinear or nearest.
+
+    Outside the volume the border value holds; with ``fill``, only up to half a voxel outside, then the fill value.
+    One of n and m may be 1.
+    """
+    n, m = volume.shape[0], index.shape[0]
+    volume = volume.expand(max(n, m), -1, -1, -1, -1)
+    index = index.expand(max(n, m), -1, -1, -1, -1)
+    size = torch.tensor(volume.shape[:1:-1], dtype=index.dtype, device=index.device)
+    values = _grid_sample(volume, 2 * index / (size - 1).clamp(min=1) - 1, "nearest" if nearest else "bilinear")
+    if fill is None:
+        return values
+    return torch.where(inside(index, volume.shape[2:])[:, None], values, fill)
+
+
+def inside(index: Float[Tensor, "n z y x 3"], shape: Size | torch.Size) -> Bool[Tensor, "n z y x"]:
+    """Whether continuous indices lie in a volume of (z, y, x) voxels, voxels being boxes around their centres."""
+    size = torch.tensor(tuple(shape)[::-1], dtype=index.dtype, device=index.device)
+    return ((index >= -0.5) & (index < size - 0.5)).all(dim=-1)
+
+
+def _grid_sample(volume: Tensor, position: Tensor, mode: str) -> Tensor:
+    """``grid_sample`` with the project's settings. The CPU kernel is parallel over the batch only: split z into one."""
+    n, depth, height, width, _ = position.shape
+    parts = math.gcd(depth, torch.get_num_threads()) if n == 1 and position.device.type == "cpu" else 1
+    split = position.reshape(n * parts, depth // parts, height, width, 3)
+    source = volume.expand(parts, -1, -1, -1, -1) if n == 1 else volume
+    values = F.grid_sample(source, split, mode=mode, padding_mode="border", align_corners=True)
+    channels = volume.shape[1]
+    if parts == 1:
+        return values
+    return values.transpose(0, 1).reshape(1, channels, depth, height, width)
+
+
+def warp(
+    moving: Float[Tensor, "n c zm ym xm"],
+    moving_grid: Grid,
+    displacement: Float[Tensor, "m 3 z y x"] | None,
+    grid: Grid,
+    *,
+    affine: Affine = Affine(),  # noqa: B008  (immutable)
+    fill: float | None = None,
+    nearest: bool = False,
+) -> Float[Tensor, "k c z y x"]:
+    """``moving(affine(x + u(x)))`` for x on ``grid``; ``displacement`` None means u = 0. Outside: see `sample`."""
+    _check_shape(moving, moving_grid)
+    if displacement is not None:
+        _check_shape(displacement, grid)
+    return sample(moving, moving_index(grid, moving_grid, displacement, affine, moving), fill, nearest)
+
+
+def validity(
+    displacement: Float[Tensor, "n 3 z y x"],
+    grid: Grid,
+    moving_grid: Grid,
+    *,
+    affine: Affine = Affine(),  # noqa: B008
+) -> Bool[Tensor, "n 1 z y x"]:
+    """Whether affine(x + u(x)) lies inside the moving field of view."""
+    return inside(moving_index(grid, moving_grid, displacement, affine, displacement), moving_grid.shape)[:, None]
+
+
+def resample(
+    volume: Float[Tensor, "n c zs ys xs"], source: Grid, target: Grid, fill: float | None = None
+) -> Float[Tensor, "n c z y x"]:
+    """A volume or field on another grid of the same world. Trilinear: smooth first when the target is coarser."""
+    return volume if source == target else warp(volume, source, None, target, fill=fill)
+
+
+def compose(
+    first: Float[Tensor, "n 3 z y x"], first_grid: Grid, then: Float[Tensor, "n 3 zt yt xt"], then_grid: Grid
+) -> Float[Tensor, "n 3 z y x"]:
+    """The field of x ↦ y + then(y), y = x + first(x), on ``first_grid``: first(x) + then(x + first(x)).
+
+    In the cascade ``then`` is the field so far and ``first`` the new level's, predicted for the already warped image:
+    warped(x + first(x)) = moving(x + first(x) + then(x + first(x))).
+    """
+    return first + warp(then, then_grid, first, first_grid)
+
+
+def with_affine(displacement: Float[Tensor, "n 3 z y x"], grid: Grid, affine: Affine) -> Float[Tensor, "n 3 z y x"]:
+    """The displacement affine(x + u(x)) - x of the whole transform."""
+    options = {"dtype": displacement.dtype, "device": displacement.device}
+    growth = np.array(affine.matrix) - np.eye(3)
+    start = growth @ np.array(grid.origin) + np.array(affine.offset)
+    linear = linear_index_map(
+        torch.tensor(growth @ grid.axes, **options), torch.tensor(start, **options), grid.shape
+    ).permute(0, 4, 1, 2, 3)
+    return linear + torch.einsum("ij,njzyx->nizyx", torch.tensor(affine.matrix, **options), displacement)
+
+
+def invert(displacement: Float[Tensor, "n 3 z y x"], grid: Grid, iterations: int = 30) -> Float[Tensor, "n 3 z y x"]:
+    """The field w with w(x) = -u(x + w(x)), by fixed-point iteration; converges where ``|∇u| < 1``."""
+    inverse = -displacement
+    for _ in range(iterations):
+        inverse = -warp(displacement, grid, inverse, grid)
+    return inverse
+
+
+def displacement_at(
+    points_mm: Float[Tensor, "p 3"], displacement: Float[Tensor, "1 3 z y x"], grid: Grid
+) -> Float[Tensor, "p 3"]:
+    """u (mm) at world points (mm), trilinear; differentiable in the field."""
+    index = torch.linalg.solve(
+        torch.tensor(grid.axes, dtype=torch.float64), (points_mm.double().cpu() - torch.tensor(grid.origin)).T
+    ).T.to(displacement)
+    return sample(displacement, index[None, None, None])[0, :, 0, 0].T
+
+
+def index_displacement(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
+    """The same displacement in voxels along the index axes."""
+    inverse = torch.tensor(np.linalg.inv(grid.axes), dtype=displacement.dtype, device=displacement.device)
+    return torch.einsum("ij,njzyx->nizyx", inverse, displacement)
+
+
+def world_displacement(voxels: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
+    """Displacements in voxels along the index axes, in world mm."""
+    axes = torch.tensor(grid.axes, dtype=voxels.dtype, device=voxels.device)
+    return torch.einsum("ij,njzyx->nizyx", axes, voxels)
+
+
+def jacobian_determinant(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n z y x"]:
+    """det(I + ∇u) at every voxel: central differences inside, one-sided at the border.
+
+    Taken in index space, where the direction matrix cancels: det(I + ∂v/∂i) with v the displacement in voxels.
+    A folding is a value ≤ 0. Needs at least two voxels along each axis.
+    """
+    voxels = index_displacement(displacement, grid)
+    # rows: derivatives along x, y, z; columns: components
+    rows = [torch.gradient(voxels, dim=dim)[0] for dim in (-1, -2, -3)]
+    (a, b, c), (d, e, f), (g, h, i) = (row.unbind(1) for row in rows)
+    a, e, i = a + 1, e + 1, i + 1
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def _check_shape(volume: Tensor, grid: Grid) -> None:
+    if tuple(volume.shape[2:]) != grid.shape:
+        raise ValueError(
+            f"a volume of (z, y, x) = {tuple(volume.shape[2:])} voxels does not fit a grid of {grid.shape}"
+        )

@@ -1,0 +1,1 @@
+"""A lung phantom with known motion."""
