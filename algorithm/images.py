@@ -1,0 +1,488 @@
+"""The door: scans, masks and fields read from files, checked, and written. The only module that uses SimpleITK.
+
+Reading goes through SimpleITK, but trusts neither the header nor the voxels. Writing is our own: a MetaImage header and
+raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
+"""
+
+import itertools
+import math
+import os
+import re
+import struct
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from jaxtyping import Bool, Float32, Int16, Shaped
+from torch import Tensor
+
+from algorithm.errors import InputError
+from algorithm.geometry import Grid, Matrix, Size
+
+Layout = Literal["itk", "grand-challenge"]
+"""How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
+
+ENDINGS = {
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+    ".nii": "NiftiImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+}
+"""The file formats that are read, by the ending of the name in small letters."""
+
+SPACING_MM = (0.05, 20.0)
+MIN_VOXELS = 16
+MIN_EXTENT_MM = 30.0
+MAX_VOXELS = 2**31
+MAX_SKEW = 1e-3
+"""Largest entry of DᵀD - I that passes for rounding; the direction is then made orthonormal."""
+EXACT_SKEW = 1e-6
+"""Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
+
+_ELEMENT_TYPES = {torch.float32: "MET_FLOAT", torch.int16: "MET_SHORT", torch.uint8: "MET_UCHAR"}
+_BLOCK = 2**20
+_GZIP = b"\x1f\x8b"
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
+
+
+@dataclass(frozen=True)
+class Image:
+    """A scan: its voxels (HU for CT), where they are, and the file they came from, for messages."""
+
+    voxels: Int16[Tensor, "1 1 z y x"] | Float32[Tensor, "1 1 z y x"]
+    grid: Grid
+    path: Path
+
+
+def ending(path: Path) -> str | None:
+    """The supported ending of a file name, given in small letters; None when there is none.
+
+    In the name it may be in capitals, but not in both: ITK's NIfTI reader knows no `.Nii`.
+    """
+    return next((e for e in ENDINGS if path.name.endswith((e, e.upper()))), None)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_image(path: Path) -> Image:
+    """A 3-D scalar scan; int16 when its values are integers that fit, else float32.
+
+    The header is checked before the voxels are read. InputError when the file is missing, unreadable, damaged, not
+    3-D (a fourth axis of one is dropped), not scalar, oddly spaced, skewed, too small, too large or holds NaN or ±inf.
+    """
+    reader = _open(path)
+    grid = _scan_grid(path, reader)
+    stored = _execute(path, reader)
+    voxels = _values(path, sitk.GetArrayViewFromImage(stored).reshape(grid.shape))
+    return Image(voxels[None, None], grid, path)
+
+
+def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
+    """The voxels above 0, on the mask's own grid; InputError as in `read_image`, and when there are none."""
+    reader = _open(path)
+    grid = _scan_grid(path, reader)
+    stored = _execute(path, reader)
+    mask = torch.from_numpy(sitk.GetArrayViewFromImage(stored).reshape(grid.shape) > 0)[None, None]
+    if not mask.any():
+        raise InputError(f"{path}: the mask has no voxel above 0, expected some")
+    return mask, grid
+
+
+def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
+    """A displacement field (mm, LPS) in either `Layout`; InputError when it is neither, or not finite."""
+    reader = _open(path)
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    vectors = len(size) == 3 and components == 3
+    if not vectors and not (len(size) == 4 and size[3] == 3 and components == 1):
+        raise InputError(
+            f"{path}: has size {size} and {components} component(s), "
+            "expected a displacement field: 3-D with 3 components, or 4-D with 3 as its last size"
+        )
+    grid = _grid(path, reader)
+    stored = _execute(path, reader)
+    voxels = sitk.GetArrayViewFromImage(stored)
+    if vectors:
+        voxels = np.moveaxis(voxels, -1, 0)
+    displacement = np.empty((3, *grid.shape), dtype=np.float32)
+    with np.errstate(over="ignore"):
+        displacement[:] = voxels
+    _check_finite(path, sum(_count_non_finite(plane) for component in displacement for plane in component))
+    return torch.from_numpy(displacement)[None], grid
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header; any trouble with the file itself is an InputError."""
+    kind = ending(path)
+    if kind is None:
+        raise InputError(f"{path}: is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}")
+    try:
+        str(path).encode()  # SimpleITK aborts the process on names that are not UTF-8
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}), expected a readable file") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(path)!a}: has a name that is not UTF-8, expected one that is") from error
+    if ENDINGS[kind] == "NiftiImageIO":
+        _check_nifti(path)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(ENDINGS[kind])  # else capital endings are unknown, and a wrong ending is guessed around
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        fault = "has axes that are not orthonormal" if "orthonormal" in str(error) else "has no readable header"
+        raise InputError(f"{path}: {fault}, expected a valid {kind} file") from error
+    return reader
+
+
+def _check_nifti(path: Path) -> None:
+    """InputError where ITK would silently read something else than the file says.
+
+    It replaces bad spacings by 1 mm, and takes the voxels of ``a.nii.gz`` from ``a.nii`` when both are there.
+    """
+    twin = path.with_suffix("")
+    if path.name.lower().endswith(".gz") and twin.exists():
+        raise InputError(
+            f"{path}: has {twin.name} beside it, which would be read instead, expected only one of the two"
+        )
+    spacing, _ = _nifti_header(path)
+    if not all(math.isfinite(s) and s > 0 for s in spacing):
+        raise InputError(f"{path}: has a spacing of {spacing}, expected positive numbers")
+
+
+def _grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
+    """The first three axes of the header; InputError when they span no volume or are skewed."""
+    n = reader.GetDimension()
+    x, y, z = reader.GetSize()[:3]
+    sx, sy, sz = spacing = reader.GetSpacing()[:3]
+    ox, oy, oz = origin = reader.GetOrigin()[:3]
+    if not all(math.isfinite(v) for v in (*spacing, *origin)) or min(spacing) <= 0 or min(x, y, z) < 1:
+        raise InputError(
+            f"{path}: has size {(x, y, z)}, spacing {spacing} mm and origin {origin} mm, "
+            "expected positive sizes and spacings and a finite origin"
+        )
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    return Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), _orthonormal(path, direction))
+
+
+def _orthonormal(path: Path, direction: np.ndarray) -> Matrix:
+    """The nearest orthonormal matrix, when the given one is nearly that; InputError otherwise."""
+    skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
+    if not skew <= MAX_SKEW:
+        rows = "; ".join(" ".join(f"{v:g}" for v in row) for row in direction)
+        raise InputError(f"{path}: has the direction matrix [{rows}], expected an orthonormal one")
+    if skew > EXACT_SKEW:
+        u, _, v = np.linalg.svd(direction)
+        direction = u @ v
+    a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in direction + 0.0)  # + 0.0: no -0.0
+    return a, b, c
+
+
+def _scan_grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
+    """The grid of a scan or mask; InputError when it cannot be one of a chest."""
+    size = reader.GetSize()
+    if len(size) < 3 or any(n != 1 for n in size[3:]):
+        raise InputError(f"{path}: has {len(size)} axes, of size {size}, expected a 3-D image")
+    if reader.GetNumberOfComponents() != 1:
+        raise InputError(f"{path}: has {reader.GetNumberOfComponents()} values per voxel, expected one")
+    if math.prod(size) > MAX_VOXELS:
+        raise InputError(f"{path}: has {size[:3]} voxels, expected at most 2^31 in all")
+    grid = _grid(path, reader)
+    low, high = SPACING_MM
+    if min(grid.spacing) < low or max(grid.spacing) > high:
+        raise InputError(f"{path}: has a spacing of {grid.spacing} mm, expected {low} to {high} mm")
+    if min(grid.size) < MIN_VOXELS or min(grid.extent_mm) < MIN_EXTENT_MM:
+        extent = " × ".join(f"{v:.1f}" for v in grid.extent_mm)
+        raise InputError(
+            f"{path}: has {grid.size} voxels over {extent} mm, "
+            f"expected at least {MIN_VOXELS} voxels and {MIN_EXTENT_MM:g} mm along each axis"
+        )
+    return grid
+
+
+def _execute(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
+    """The voxels, still SimpleITK's: an array view of them is valid only as long as the caller holds this image."""
+    _check_stored(path, reader)
+    try:
+        stored: sitk.Image = reader.Execute()
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"{path}: its voxels cannot be read, expected a whole {ending(path)} file") from error
+    return stored
+
+
+def _values(path: Path, voxels: np.ndarray) -> Int16[Tensor, "z y x"] | Float32[Tensor, "z y x"]:
+    """A copy in int16 where that loses nothing, else in float32; plane by plane, as scans can be large."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if voxels.dtype.kind == "f":
+            _check_finite(path, sum(_count_non_finite(plane.astype(np.float32)) for plane in voxels))
+        whole = all(_fits_int16(plane) for plane in voxels)
+        return torch.from_numpy(voxels.astype(np.int16 if whole else np.float32))
+
+
+def _fits_int16(plane: np.ndarray) -> bool:
+    limits = np.iinfo(np.int16)
+    if plane.min() < limits.min or plane.max() > limits.max:
+        return False
+    return plane.dtype.kind in "iu" or bool((plane == np.rint(plane)).all())
+
+
+def _count_non_finite(plane: np.ndarray) -> int:
+    return plane.size - int(np.isfinite(plane).sum())
+
+
+def _check_finite(path: Path, count: int) -> None:
+    if count:
+        raise InputError(f"{path}: {count} value(s) are NaN or infinite, expected finite numbers")
+
+
+# --- is the file whole? ----------------------------------------------------------------------------------------------
+
+
+def _check_stored(path: Path, reader: sitk.ImageFileReader) -> None:
+    """InputError when voxels are missing or damaged in a way that SimpleITK (2.5.7) passes over in silence.
+
+    It reads a NIfTI file that is cut short as zeros from there on, and returns garbage for one flipped bit in
+    compressed MetaImage or NIfTI voxels: so the checksum of every compressed stream is verified here.
+    """
+    try:
+        if ENDINGS[ending(path) or ""] == "NiftiImageIO":
+            _, expected = _nifti_header(path)
+            length = _inflate(path, 0) if _head(path)[:2] == _GZIP else path.stat().st_size
+        else:
+            stream = _compressed_stream(path)
+            if stream is None:
+                return  # SimpleITK does notice when plain voxels are missing
+            voxel = sitk.GetArrayViewFromImage(sitk.Image(1, 1, reader.GetPixelIDValue())).itemsize
+            expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * voxel
+            length = _inflate(*stream)
+    except (zlib.error, EOFError) as error:
+        raise InputError(f"{path}: its compressed voxels are damaged ({error}), expected a whole file") from error
+    except OSError as error:
+        raise InputError(f"{path}: its voxels cannot be read ({error.strerror}), expected a whole file") from error
+    if length < expected:
+        raise InputError(f"{path}: is cut short at {length} of {expected} bytes, expected a whole file")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_BLOCK)
+
+
+def _compressed_stream(path: Path) -> tuple[Path, int] | None:
+    """The file and the byte at which the compressed voxels of a MetaImage or NRRD file start; None when plain."""
+    head = _head(path)
+    if ENDINGS[ending(path) or ""] == "MetaImageIO":
+        data = re.search(rb"(?m)^ElementDataFile\s*=\s*(\S[^\r\n]*?)\s*?\n", head)
+        header = head[: data.end()] if data else b""
+        compressed = re.search(rb"(?mi)^CompressedData\s*=\s*(True|1)", header)
+    else:
+        blank = re.search(rb"\r?\n\r?\n", head)
+        header = head[: blank.end()] if blank else head
+        compressed = re.search(rb"(?mi)^encoding:\s*(gz|gzip)\s*$", header)
+        data = re.search(rb"(?mi)^data ?file:\s*(\S[^\r\n]*?)\s*$", header)
+        if re.search(rb"(?mi)^line ?skip:", header):
+            return None
+    if compressed is None:
+        return None
+    if data is None or data[1] == b"LOCAL":
+        return path, len(header)
+    if data[1].startswith(b"LIST") or b"%" in data[1]:
+        return None  # one file per slice
+    return path.parent / os.fsdecode(data[1]), 0
+
+
+def _inflate(path: Path, start: int) -> int:
+    """Length of a zlib or gzip stream once inflated; zlib.error or EOFError unless it is whole and undamaged."""
+    length, inflater = 0, zlib.decompressobj(wbits=_ZLIB_OR_GZIP)
+    with path.open("rb") as file:
+        file.seek(start)
+        while block := file.read(_BLOCK):
+            while block:
+                length += len(inflater.decompress(block, 4 * _BLOCK))
+                block = inflater.unconsumed_tail
+                if inflater.eof and inflater.unused_data[:2] == _GZIP:  # gzip files may be concatenated
+                    block, inflater = inflater.unused_data, zlib.decompressobj(wbits=_ZLIB_OR_GZIP)
+    if not inflater.eof:
+        raise EOFError("the stream ends early")
+    return length
+
+
+def _nifti_header(path: Path) -> tuple[tuple[float, ...], int]:
+    """Spacing, and length in bytes of the whole file once inflated, as a NIfTI-1 or -2 header has them."""
+    head = _head(path)
+    with suppress(zlib.error):  # then the size below is wrong
+        head = zlib.decompressobj(wbits=_ZLIB_OR_GZIP).decompress(head, _BLOCK) if head[:2] == _GZIP else head
+    for order, header_size in itertools.product("<>", (348, 540)):
+        if len(head) >= header_size and struct.unpack_from(order + "i", head)[0] == header_size:
+            break
+    else:
+        raise InputError(f"{path}: has no readable header, expected a NIfTI header of 348 or 540 bytes")
+    # dim, pixdim, bitpix, vox_offset
+    fields = (("8h", 40), ("8f", 76), ("h", 72), ("f", 108))
+    if header_size == 540:
+        fields = (("8q", 16), ("8d", 104), ("h", 14), ("q", 168))
+    dim, spacing, (bits,), (start,) = (struct.unpack_from(order + form, head, place) for form, place in fields)
+    sizes: tuple[int, ...] = dim[1 : dim[0] + 1]
+    return spacing[1:4], int(start) + math.prod(sizes) * int(bits) // 8
+
+
+# --- the same scan, stored along the world axes ----------------------------------------------------------------------
+
+
+def canonical(image: Image) -> Image:
+    """The same scan with its axes permuted and flipped so that the direction comes closest to the identity (LPS).
+
+    No resampling: every voxel keeps its world position and its value.
+    """
+    axes, flips = canonical_axes(image.grid)
+    # tensor dimension 4 - a holds axis a
+    voxels = image.voxels.permute(0, 1, *(4 - axes[a] for a in (2, 1, 0)))
+    voxels = voxels.flip([4 - a for a in range(3) if flips[a]]) if any(flips) else voxels
+    return Image(voxels.contiguous(), restored(image.grid, axes, flips), image.path)
+
+
+def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
+    """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
+
+    Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
+    Frobenius norm. Ties (axes at 45°) go to the first permutation in lexical order.
+    """
+    direction = np.array(grid.direction)
+    x, y, z = max(
+        itertools.permutations(range(3)),
+        key=lambda axes: round(sum(abs(float(direction[a, axes[a]])) for a in range(3)), 6),
+    )
+    flip_x, flip_y, flip_z = (bool(direction[a, axis] < 0) for a, axis in enumerate((x, y, z)))
+    return (x, y, z), (flip_x, flip_y, flip_z)
+
+
+def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
+    """The same voxel centres, new axis a being old axis ``axes[a]``, backwards where ``flips[a]``."""
+    signs = np.where(flips, -1.0, 1.0)
+    direction = np.array(grid.direction)[:, list(axes)] * signs + 0.0
+    corner = np.zeros(3)
+    for a in range(3):
+        corner[axes[a]] = grid.size[axes[a]] - 1 if flips[a] else 0
+    ox, oy, oz = grid.to_world(corner)
+    x, y, z = (grid.size[a] for a in axes)
+    sx, sy, sz = (grid.spacing[a] for a in axes)
+    rows = ((float(r[0]), float(r[1]), float(r[2])) for r in direction)
+    return Grid((x, y, z), (sx, sy, sz), (float(ox), float(oy), float(oz)), (next(rows), next(rows), next(rows)))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_image(path: Path, voxels: Shaped[Tensor, "1 1 z y x"], grid: Grid) -> None:
+    """A float32, int16 or uint8 volume as an uncompressed .mha file; errors as in `write_image_slabs`."""
+    write_image_slabs(path, grid, [voxels], voxels.dtype)
+
+
+def write_image_slabs(path: Path, grid: Grid, slabs: Iterable[Shaped[Tensor, "1 1 d y x"]], dtype: torch.dtype) -> None:
+    """The same from slabs along z, in order, each written as it comes; they may differ in thickness.
+
+    All or nothing, see `atomically`. ValueError when the slabs are not of ``dtype`` or do not fill the grid.
+    """
+    header = _meta_header(grid, dtype)
+    with atomically(path) as file:
+        file.write(header)
+        for _, slab in _counted(slabs, grid, 1, dtype):
+            file.write(_raw(slab))
+
+
+def write_field(path: Path, grid: Grid, slabs: Iterable[Float32[Tensor, "1 3 d y x"]], layout: Layout) -> None:
+    """A displacement field (mm, LPS) as an uncompressed float32 .mha file, from slabs as in `write_image_slabs`."""
+    header = _meta_header(grid, torch.float32, layout)
+    row_bytes = 4 * grid.size[0] * grid.size[1]
+    with atomically(path) as file:
+        file.write(header)
+        for z, slab in _counted(slabs, grid, 3, torch.float32):
+            if layout == "itk":
+                file.write(_raw(torch.stack(slab[0].unbind(), dim=-1)))  # five times faster than permute
+                continue
+            for component in range(3):
+                file.seek(len(header) + (component * grid.size[2] + z) * row_bytes)
+                file.write(_raw(slab[0, component]))
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` only when the body ends well; until then, and if not, nothing changes.
+
+    Written under a hidden name in the same folder and flushed to the disk before it is renamed. OSError that names
+    ``path`` when the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _counted(slabs: Iterable[Tensor], grid: Grid, channels: int, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+    """Each slab with the z index at which it starts; ValueError unless they fill the grid exactly."""
+    z, (nz, ny, nx) = 0, grid.shape
+    for slab in slabs:
+        rows = slab.shape[2]
+        if slab.dtype != dtype or tuple(slab.shape) != (1, channels, rows, ny, nx) or z + rows > nz:
+            raise ValueError(
+                f"a slab of {tuple(slab.shape)} {slab.dtype} after {z} rows, "
+                f"expected (1, {channels}, at most {nz - z}, {ny}, {nx}) {dtype}"
+            )
+        yield z, slab
+        z += rows
+    if z != nz:
+        raise ValueError(f"slabs of {z} rows in all, expected {nz}")
+
+
+def _raw(slab: Tensor) -> memoryview:
+    array = slab.detach().cpu().numpy()
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data
+
+
+def _meta_header(grid: Grid, dtype: torch.dtype, layout: Layout | None = None) -> bytes:
+    """A MetaImage header. TransformMatrix lists the world direction of each index axis in turn: the columns of D."""
+    if dtype not in _ELEMENT_TYPES:
+        raise ValueError(f"voxels of {dtype}, expected one of {', '.join(map(str, _ELEMENT_TYPES))}")
+    size, spacing, origin, direction = list(grid.size), list(grid.spacing), list(grid.origin), np.array(grid.direction)
+    if layout == "grand-challenge":
+        size, spacing, origin = [*size, 3], [*spacing, 1.0], [*origin, 0.0]
+        direction = np.pad(direction, (0, 1))
+        direction[3, 3] = 1
+    lines = {
+        "ObjectType": "Image",
+        "NDims": len(size),
+        "BinaryData": True,
+        "BinaryDataByteOrderMSB": False,
+        "CompressedData": False,
+        "TransformMatrix": _numbers(direction.T.ravel()),
+        "Offset": _numbers(origin),
+        "ElementSpacing": _numbers(spacing),
+        "DimSize": " ".join(map(str, size)),
+        **({"ElementNumberOfChannels": 3} if layout == "itk" else {}),
+        "ElementType": _ELEMENT_TYPES[dtype],
+        "ElementDataFile": "LOCAL",
+    }
+    return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
+
+
+def _numbers(values: Iterable[float]) -> str:
+    """Shortest decimal forms that read back as the same float64."""
+    return " ".join(repr(float(v)) for v in values)

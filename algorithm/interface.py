@@ -1,0 +1,222 @@
+"""What /input and /output look like: grand-challenge.org's files, and plain folders for everyone else."""
+
+import json
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from algorithm.errors import InputError
+from algorithm.images import ENDINGS, Layout, atomically, ending
+
+SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
+"""The platform's name for each role; images are required, masks are not."""
+REQUIRED = ("fixed", "moving")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files of one case."""
+
+    fixed: Path
+    moving: Path
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    platform: bool = False
+    """Whether grand-challenge.org's inputs.json named them."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that one case is written to."""
+
+    displacement_field: Path
+    warped_moving: Path
+    results: Path
+
+
+# --- input -----------------------------------------------------------------------------------------------------------
+
+
+def find_inputs(root: Path) -> Inputs:
+    """The files under ``root``, by the first of these that is there.
+
+    ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, and
+    likewise for moving; ``fixed.*`` and ``moving.*``. Masks: ``fixed-mask``, ``moving-mask`` in the same way.
+    InputError when there is none, or more than one image for a role. ``root`` may be a symbolic link.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder, expected one with a fixed and a moving image")
+    if (root / "inputs.json").exists():
+        found = _from_platform(root)
+        return Inputs(found["fixed"], found["moving"], found.get("fixed-mask"), found.get("moving-mask"), True)
+    in_folders = {role: _images(root / "images" / role) for role in SLUGS}
+    for role in REQUIRED:
+        in_folders[role] += _images(root / "images" / SLUGS[role])
+    by_name = {role: [p for p in _images(root) if image_name(p).replace("_", "-") == role] for role in SLUGS}
+    candidates = in_folders if any(in_folders[role] for role in REQUIRED) else by_name
+    fixed, moving = (_single(root, role, candidates[role]) for role in REQUIRED)
+    fixed_mask, moving_mask = (
+        _single(root, role, candidates[role]) if candidates[role] else None for role in ("fixed-mask", "moving-mask")
+    )
+    return Inputs(fixed, moving, fixed_mask, moving_mask)
+
+
+def image_name(path: Path) -> str:
+    """The file name without its ending: ``case.nii.gz`` gives ``case``."""
+    return path.name[: len(path.name) - len(ending(path) or "")]
+
+
+def _from_platform(root: Path) -> dict[str, Path]:
+    """The file for each role that inputs.json has."""
+    sockets = _sockets(root / "inputs.json")
+    missing = [SLUGS[role] for role in REQUIRED if SLUGS[role] not in sockets]
+    if missing:
+        raise InputError(
+            f"{root / 'inputs.json'}: has the sockets {', '.join(sorted(sockets)) or 'none'}, "
+            f"expected also {' and '.join(missing)}"
+        )
+    found = {}
+    for role, slug in SLUGS.items():
+        if slug in sockets:
+            found[role] = _single(root, role, _images(root / sockets[slug]), sockets[slug])
+    return found
+
+
+def _sockets(file: Path) -> dict[str, str]:
+    """relative_path by slug. Entries carry it as `socket`; before December 2025 only as `interface`."""
+    try:
+        entries = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}), expected a list of inputs") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not valid JSON, expected a list of inputs") from error
+    if not isinstance(entries, list):
+        raise InputError(f"{file}: holds a JSON {type(entries).__name__}, expected a list of inputs")
+    sockets: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        socket = (entry.get("socket") or entry.get("interface")) if isinstance(entry, dict) else None
+        slug, relative = (socket.get("slug"), socket.get("relative_path")) if isinstance(socket, dict) else (None, None)
+        if not isinstance(slug, str) or not isinstance(relative, str):
+            raise InputError(f"{file}: entry {number} has no socket with slug and relative_path, expected both as text")
+        if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts or "\0" in relative:
+            raise InputError(f"{file}: {slug} is at {relative!a}, expected a path inside {file.parent}")
+        if slug in sockets:
+            raise InputError(f"{file}: has several entries for {slug}, expected one")
+        sockets[slug] = relative
+    return sockets
+
+
+def _images(folder: Path) -> list[Path]:
+    """Files in the folder with a supported ending, hidden ones left out; none when there is no folder."""
+    try:
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        return [p for p in files if ending(p) and not p.name.startswith(".") and p.is_file()]
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror}), expected a readable folder") from error
+
+
+def _single(root: Path, role: str, candidates: list[Path], relative: str | None = None) -> Path:
+    """The only candidate; InputError that says what was looked for and what was there."""
+    if len(candidates) == 1:
+        return candidates[0]
+    places = f"images/{role}/, images/{SLUGS[role]}/ or {role}.*" if role in REQUIRED else f"images/{role}/ or {role}.*"
+    found = ", ".join(str(p.relative_to(root)) for p in candidates) if candidates else "no image"
+    raise InputError(
+        f"{root}: found {found} for {role}, expected exactly one ({', '.join(ENDINGS)}) in {relative or places}; "
+        f"the folder has {_listing(root)}"
+    )
+
+
+def _listing(root: Path, limit: int = 8) -> str:
+    """The first files under ``root``, not deeper than ``images/<slug>/``."""
+    patterns = ("*", "images/*", "images/*/*")
+    files = sorted(str(p.relative_to(root)) for pattern in patterns for p in root.glob(pattern) if not p.is_dir())
+    more = f" and {len(files) - limit} more" if len(files) > limit else ""
+    return ", ".join(files[:limit]) + more if files else "no files"
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def prepare_outputs(root: Path, name: str) -> Outputs:
+    """Where the results of the case ``name`` go. Makes nothing yet, so that a run that fails leaves nothing behind.
+
+    InputError when one of the places cannot be written, before any time is spent on the registration.
+    """
+    if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
+        raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
+    outputs = Outputs(
+        root / "images" / "displacement-field" / f"{name}.mha",
+        root / "images" / "warped-moving" / f"{name}.mha",
+        root / "results.json",
+    )
+    for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
+        _check_writable(path.parent)
+    return outputs
+
+
+def _check_writable(folder: Path) -> None:
+    """InputError unless a file can be made in the folder, or in the nearest folder above that exists."""
+    try:
+        existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from error
+
+
+@contextmanager
+def sole_image(path: Path) -> Iterator[Path]:
+    """Makes the folder of ``path`` for the body to write into; then ``path`` is its only image, as the platform asks.
+
+    Images of earlier runs go only after the body has ended well; if it has not, folders made here go instead.
+    """
+    made = [folder for folder in path.parents if not folder.exists()]  # innermost first
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # another output may be there by now
+                folder.rmdir()
+        raise
+    for other in _images(path.parent):
+        if other != path:
+            other.unlink()
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """results.json, all or nothing. NaN and ±inf become null: JSON has neither, and the platform drops them."""
+    text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomically(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate's \udcff is valid JSON
+
+
+def _plain(value: Any) -> Any:
+    """The same in what JSON knows; TypeError for what it does not."""
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise TypeError(f"results hold a {type(value).__name__}, expected numbers, texts, lists and dicts with text keys")
+
+
+def field_layout(option: Literal["auto", "itk", "grand-challenge"], inputs: Inputs) -> Layout:
+    """The layout asked for; by itself, grand-challenge on the platform and itk elsewhere."""
+    if option != "auto":
+        return option
+    return "grand-challenge" if inputs.platform else "itk"

@@ -1,0 +1,261 @@
+"""What is looked for in /input, and what is left in /output."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from algorithm.errors import InputError
+from algorithm.interface import (
+    Inputs,
+    field_layout,
+    find_inputs,
+    image_name,
+    prepare_outputs,
+    sole_image,
+    write_results,
+)
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+
+
+def refusal(root: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        find_inputs(root)
+    message = str(caught.value)
+    assert str(root) in message and "expected" in message and "\n" not in message
+    return message
+
+
+def socket(slug: object, relative_path: object) -> dict[str, object]:
+    return {"slug": slug, "relative_path": relative_path, "kind": "Image"}
+
+
+def platform(root: Path, content: object) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "inputs.json").write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+PAIR = [
+    {"pk": 1, "socket": socket("fixed-image", "images/fixed"), "interface": socket("old", "old")},
+    {"pk": 2, "socket": None, "interface": socket("moving-image", "images/ct/moving")},
+]
+
+# --- input -----------------------------------------------------------------------------------------------------------
+
+
+def test_platform_files(tmp_path):
+    platform(tmp_path, [*PAIR, {"socket": socket("age", "age.json"), "value": 70}])
+    touch(tmp_path, "images/fixed/0a1b.mha", "images/ct/moving/2c3d.mha", "images/ct/moving/.hidden.mha", "age.json")
+    touch(tmp_path, "fixed.mha", "moving.mha")  # inputs.json comes first
+    expected = Inputs(tmp_path / "images/fixed/0a1b.mha", tmp_path / "images/ct/moving/2c3d.mha", platform=True)
+    assert find_inputs(tmp_path) == expected
+
+
+def test_platform_masks(tmp_path):
+    slugs = ("fixed-image", "moving-image", "fixed-mask", "moving-mask")
+    platform(tmp_path, [{"socket": socket(s, f"images/{s}")} for s in slugs])
+    touch(tmp_path, *(f"images/{s}/a.mha" for s in slugs))
+    found = find_inputs(tmp_path)
+    assert (found.fixed_mask, found.moving_mask) == tuple(tmp_path / f"images/{s}/a.mha" for s in slugs[2:])
+    (tmp_path / "images/moving-mask/a.mha").unlink()  # announced, but not there
+    assert "no image for moving-mask" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "not valid JSON"),
+        ("[{", "not valid JSON"),
+        ("\ufeff[]", "sockets none"),
+        ("[" * 100_000, "not valid JSON"),
+        ({}, "a JSON dict, expected a list"),
+        (None, "a JSON NoneType, expected a list"),
+        ([], "sockets none"),
+        ([1], "entry 1"),
+        ([PAIR[0], {"pk": 2}], "entry 2"),
+        ([PAIR[0], {"socket": "moving-image"}], "entry 2"),
+        ([PAIR[0], {"socket": socket(7, "images/moving")}], "entry 2"),
+        ([PAIR[0], {"socket": socket("moving-image", None)}], "entry 2"),
+        ([PAIR[0], {"socket": socket("moving-image", "../secret")}], "path inside"),
+        ([PAIR[0], {"socket": socket("moving-image", "/etc")}], "path inside"),
+        ([PAIR[0], PAIR[0], PAIR[1]], "several entries for fixed-image"),
+        ([PAIR[0]], "expected also moving-image"),
+        (PAIR, "no image for moving"),
+    ],
+)
+def test_bad_inputs_json(tmp_path, content, says):
+    platform(tmp_path, content)
+    touch(tmp_path, "images/fixed/a.mha", "moving.mha")
+    assert says in refusal(tmp_path)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.just("fixed-image"),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["socket", "interface", "slug", "relative_path"]), inner)
+        ),
+    )
+)
+def test_any_other_json_is_bad_input(tmp_path_factory, content):
+    root = tmp_path_factory.mktemp("input")
+    platform(root, content)
+    refusal(root)
+
+
+@pytest.mark.parametrize("suffix", ["", "-image"])
+def test_folders(tmp_path, suffix):
+    fixed, moving = f"images/fixed{suffix}/exhale.nii.gz", f"images/moving{suffix}/inhale.mhd"
+    touch(tmp_path, fixed, moving, f"images/moving{suffix}/inhale.raw", f"images/moving{suffix}/.inhale.mhd.swp")
+    touch(tmp_path, "images/fixed-mask/m.mha", f"images/fixed{suffix}/notes.txt")
+    assert find_inputs(tmp_path) == Inputs(tmp_path / fixed, tmp_path / moving, tmp_path / "images/fixed-mask/m.mha")
+
+
+@pytest.mark.parametrize("mask", ["fixed-mask.nrrd", "fixed_mask.nrrd"])
+def test_plain_files(tmp_path, mask):
+    touch(tmp_path, "fixed.NRRD", "moving.nii.gz", "moving.txt", ".fixed.mha", "fixed.raw", mask)
+    (tmp_path / "images" / "fixed").mkdir(parents=True)  # empty: not meant
+    assert find_inputs(tmp_path) == Inputs(tmp_path / "fixed.NRRD", tmp_path / "moving.nii.gz", tmp_path / mask)
+
+
+def test_link_to_the_folder_is_not_resolved(tmp_path):
+    touch(tmp_path, "real/fixed.mha", "real/moving.mha")
+    (tmp_path / "input").symlink_to("real")
+    assert find_inputs(tmp_path / "input").fixed == tmp_path / "input" / "fixed.mha"
+
+
+def test_says_what_was_looked_for_and_what_was_there(tmp_path):
+    assert "no such folder" in refusal(tmp_path / "none")
+    message = refusal(tmp_path)
+    assert "images/fixed/, images/fixed-image/ or fixed.*" in message and "no files" in message
+    touch(tmp_path, "scan1.dcm", "images/fixed/one.mha")
+    message = refusal(tmp_path)
+    assert "no image for moving" in message and "images/fixed/one.mha, scan1.dcm" in message
+    touch(tmp_path, "images/moving/a.mha", "images/fixed-image/two.mha")
+    assert "images/fixed/one.mha, images/fixed-image/two.mha for fixed" in refusal(tmp_path)
+    touch(tmp_path, *(f"slice{i}" for i in range(20)))
+    assert "and 16 more" in refusal(tmp_path)
+
+
+def test_several_files_are_refused(tmp_path):
+    touch(tmp_path, "fixed.mha", "fixed.nii", "moving.mha")
+    assert "fixed.mha, fixed.nii for fixed" in refusal(tmp_path)
+    (tmp_path / "fixed.nii").unlink()
+    touch(tmp_path, "moving-mask.mha", "moving_mask.mha")
+    assert "moving-mask.mha, moving_mask.mha for moving-mask" in refusal(tmp_path)
+
+
+def test_image_name():
+    names = ("a.mha", "a.nii.gz", "a.b.NRRD", "a", ".mha")
+    assert [image_name(Path(n)) for n in names] == ["a", "a", "a.b", "a", ""]
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+def test_prepare_outputs_makes_nothing(tmp_path):
+    outputs = prepare_outputs(tmp_path / "out", "case.1")
+    assert outputs.displacement_field == tmp_path / "out/images/displacement-field/case.1.mha"
+    assert outputs.warped_moving == tmp_path / "out/images/warped-moving/case.1.mha"
+    assert outputs.results == tmp_path / "out/results.json"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "..", "a/b", "x" * 201])
+def test_refuses_bad_case_names(tmp_path, name):
+    with pytest.raises(InputError, match="expected a short file name"):
+        prepare_outputs(tmp_path, name)
+
+
+def test_refuses_outputs_that_cannot_be_written(tmp_path):
+    touch(tmp_path, "file")
+    with pytest.raises(InputError, match=r"file/images.*Not a directory"):
+        prepare_outputs(tmp_path / "file", "case")
+    folder = tmp_path / "out" / "images"
+    folder.mkdir(parents=True)
+    folder.chmod(0o555)
+    tmp_path.chmod(0o755)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root may write everywhere
+    try:
+        with pytest.raises(InputError, match=r"displacement-field: cannot be written \(Permission denied\)"):
+            prepare_outputs(tmp_path / "out", "case")
+    finally:
+        os.seteuid(user)
+
+
+def test_sole_image_replaces_those_of_earlier_runs(tmp_path):
+    touch(tmp_path, "images/warped-moving/old.mha", "images/warped-moving/notes.txt")
+    with sole_image(tmp_path / "images/warped-moving/new.mha") as path:
+        assert (path.parent / "old.mha").exists()  # until the new one is there
+        path.write_bytes(b"new")
+    assert sorted(p.name for p in path.parent.iterdir()) == ["new.mha", "notes.txt"]
+    assert path.read_bytes() == b"new"
+
+
+def test_failure_leaves_no_empty_folders_and_keeps_old_images(tmp_path):
+    def fail(path: Path) -> None:
+        with sole_image(path):
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail(tmp_path / "out/images/displacement-field/a.mha")
+    assert not list(tmp_path.iterdir())
+    touch(tmp_path, "out/images/displacement-field/old.mha")
+    with pytest.raises(RuntimeError, match="no"):
+        fail(tmp_path / "out/images/displacement-field/a.mha")
+    with pytest.raises(RuntimeError, match="no"):
+        fail(tmp_path / "out/images/warped-moving/a.mha")
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [tmp_path / "out/images/displacement-field/old.mha"]
+    assert not (tmp_path / "out/images/warped-moving").exists()
+
+
+def test_results_are_plain_json(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    write_results(
+        path,
+        {
+            "nan": float("nan"),
+            "nested": [{"inf": np.float32("inf")}, (1, 2.5, None, True)],
+            "numpy": np.int64(3),
+            "torch": torch.tensor(0.5),
+            "text": "é→\udcff",
+        },
+    )
+    assert json.loads(path.read_bytes()) == {
+        "nan": None,
+        "nested": [{"inf": None}, [1, 2.5, None, True]],
+        "numpy": 3,
+        "torch": 0.5,
+        "text": "é→\udcff",
+    }
+    assert '"text": "é→' in path.read_text("utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("value", [Path("a"), np.zeros(2), torch.zeros(1), {1: 2}, {1, 2}, 1j])
+def test_results_refuse_what_json_cannot_hold(tmp_path, value):
+    touch(tmp_path, "results.json")
+    with pytest.raises(TypeError, match="results hold"):
+        write_results(tmp_path / "results.json", {"a": [value]})
+    assert (tmp_path / "results.json").read_bytes() == b"x"
+
+
+def test_field_layout():
+    cli, gc = Inputs(Path("f"), Path("m")), Inputs(Path("f"), Path("m"), platform=True)
+    assert [field_layout("auto", i) for i in (cli, gc)] == ["itk", "grand-challenge"]
+    assert [field_layout("itk", i) for i in (cli, gc)] == ["itk", "itk"]
+    assert [field_layout("grand-challenge", i) for i in (cli, gc)] == ["grand-challenge"] * 2
