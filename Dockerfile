@@ -1,0 +1,42 @@
+# CUDA 12.6 is the newest that still serves a T4 (sm_75), the platform's usual GPU.
+FROM --platform=linux/amd64 pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
+
+# How the platform calls the image: `exec` starts the entry point once per case. (`invoke` would need a server.)
+ARG API_METHOD=exec
+RUN if [ "$API_METHOD" != exec ]; then echo "API_METHOD is '$API_METHOD', expected exec" >&2; exit 1; fi
+
+# The base's Python refuses pip outside a virtual environment (PEP 668). This one sees the base's packages, and so takes
+# its torch with CUDA as it is; pip itself, too, is the base's.
+ENV PATH=/opt/venv/bin:$PATH
+RUN python3 -m venv --system-site-packages --without-pip /opt/venv
+COPY requirements.txt /opt/app/
+RUN python -m pip install --no-cache-dir --requirement /opt/app/requirements.txt \
+    && if ls -d /opt/venv/lib/python3*/site-packages/torch 2>/dev/null; then echo "a second torch" >&2; exit 1; fi
+
+# A user with a name and a home, as the platform asks for; the image runs as any other just as well: everything is
+# readable by all, and whatever libraries want to store goes to /tmp, the only place that can be written.
+RUN useradd --system --user-group --no-log-init --no-create-home --home-dir /tmp user
+ENV HOME=/tmp \
+    XDG_CACHE_HOME=/tmp/cache \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+WORKDIR /opt/app
+COPY LICENSE ./
+COPY weights weights
+COPY algorithm algorithm
+RUN chmod -R a+rX /opt/app
+
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.grand-challenge.api-method=$API_METHOD \
+      org.opencontainers.image.title="lung-registration" \
+      org.opencontainers.image.description="Lung CT registration by a multilevel cascade of U-Nets" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$REVISION
+
+USER user
+ENTRYPOINT ["python", "-m", "algorithm"]

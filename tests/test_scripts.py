@@ -1,0 +1,148 @@
+"""register.sh and setup_venv.sh, with a stand-in for Python that writes down how it was called."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PYTHON = """#!/bin/bash
+printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
+case "$*" in
+  *"-m venv"*) mkdir -p .venv/bin; cp "$0" .venv/bin/python;;
+  *"-m pip install"*) exit "${PIP_EXIT:-0}";;
+  *"-m phantom"*) mkdir -p "${!#}";;
+  *"-m algorithm"*) exit "${ALGORITHM_EXIT:-0}";;
+esac
+"""
+
+
+class Sandbox:
+    """A copy of the scripts in a folder whose name holds a space, where `python3.11` is the stand-in."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.bin, self.calls_file = folder / "the project", folder / "bin", folder / "calls"
+        self.root.mkdir()
+        self.bin.mkdir()
+        for name in ("register.sh", "setup_venv.sh", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, self.root)
+        (self.bin / "python3.11").write_text(PYTHON)
+        (self.bin / "python3.11").chmod(0o755)
+
+    def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script from another folder; `self.calls` are then Python's calls, each a list of arguments."""
+        self.calls_file.write_text("")
+        path = f"{self.bin}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [str(self.root / script), *arguments],
+            env={**os.environ, "PATH": path, "CALLS": str(self.calls_file), **environment},
+            cwd=self.bin,
+            capture_output=True,
+            text=True,
+        )
+        self.calls = [line.split("|")[:-1] for line in self.calls_file.read_text().splitlines()]
+        return done
+
+    def module_calls(self, module: str) -> list[list[str]]:
+        """The arguments of each call of `python ... -m module`."""
+        return [call[call.index(module) + 1 :] for call in self.calls if module in call]
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path)
+
+
+FILES = ["--fixed=a b.mha", "--moving=../c.nii.gz", "--output=out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "passed_on"),
+    [
+        ([], []),
+        (["--refine", "off", "--device=cpu"], ["--refine", "off", "--device=cpu"]),
+        (["--weights", "-odd name"], ["--weights", "-odd name"]),
+    ],
+)
+def test_register_passes_on_options_and_files(sandbox: Sandbox, options: list[str], passed_on: list[str]) -> None:
+    files = ["a b.mha", "../c.nii.gz", "out"]
+    for arguments in ([*options, *files], [*files, *options], [*options, "--", *files]):
+        done = sandbox.run("register.sh", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert sandbox.module_calls("algorithm") == [[*passed_on, *FILES]]
+        assert sandbox.module_calls("phantom") == []
+
+
+def test_register_without_files_makes_the_example_once(sandbox: Sandbox) -> None:
+    example = sandbox.root / "example"
+    files = [f"--fixed={example}/fixed.mha", f"--moving={example}/moving.mha", f"--output={example}/output"]
+    for times_made in (1, 0):
+        done = sandbox.run("register.sh", "--refine", "off")
+        assert sandbox.module_calls("algorithm") == [["--refine", "off", *files]]
+        assert len(sandbox.module_calls("phantom")) == times_made
+        assert f"{example}/output" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fixed.mha"], ["fixed.mha", "moving.mha"], ["--refine", "off", "fixed.mha", "moving.mha"], list("abcd")],
+)
+def test_register_refuses_a_wrong_number_of_files(sandbox: Sandbox, arguments: list[str]) -> None:
+    done = sandbox.run("register.sh", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "expected FIXED MOVING OUT" in done.stderr
+    assert sandbox.calls == []
+
+
+@pytest.mark.parametrize("code", [1, 2, 137])
+def test_register_passes_on_the_exit_code(sandbox: Sandbox, code: int) -> None:
+    done = sandbox.run("register.sh", "a", "b", "c", ALGORITHM_EXIT=str(code))
+    assert done.returncode == code
+    assert "results" not in done.stdout
+
+
+def test_register_help_sets_nothing_up(sandbox: Sandbox) -> None:
+    done = sandbox.run("register.sh", "--help")
+    assert done.returncode == 0
+    assert "FIXED MOVING OUT" in done.stdout
+    assert sandbox.calls == []
+
+
+def test_setup_installs_once_and_again_after_an_edit(sandbox: Sandbox) -> None:
+    assert sandbox.run("setup_venv.sh", "requirements.txt").returncode == 0
+    assert len(sandbox.module_calls("venv")) == 1
+    assert len(sandbox.module_calls("pip")) == 1
+    again = sandbox.run("setup_venv.sh", "requirements.txt")
+    assert (sandbox.calls, again.stdout, again.stderr) == ([], "", "")
+
+    sandbox.run("setup_venv.sh", "requirements.txt", "requirements-dev.txt")
+    assert [call[-1] for call in sandbox.module_calls("pip") if "install" in call] == ["requirements-dev.txt"]
+    with (sandbox.root / "requirements.txt").open("a") as file:
+        file.write("# edited\n")
+    sandbox.run("setup_venv.sh", "requirements.txt", "requirements-dev.txt")
+    assert [call[-1] for call in sandbox.module_calls("pip") if "install" in call] == ["requirements.txt"]
+    assert sandbox.module_calls("venv") == []
+
+
+def test_a_failed_installation_is_tried_again(sandbox: Sandbox) -> None:
+    sandbox.run("setup_venv.sh", "requirements.txt")
+    original = (sandbox.root / "requirements.txt").read_text()
+    (sandbox.root / "requirements.txt").write_text("nonsense\n")
+    assert sandbox.run("setup_venv.sh", "requirements.txt", PIP_EXIT="1").returncode != 0
+    (sandbox.root / "requirements.txt").write_text(original)  # what stood there may be half replaced by now
+    assert sandbox.run("setup_venv.sh", "requirements.txt").returncode == 0
+    assert len([call for call in sandbox.module_calls("pip") if "install" in call]) == 1
+
+
+def test_setup_says_what_is_missing(sandbox: Sandbox) -> None:
+    for name in ("python3.11", "python3.12", "python3.13", "python3.14", "python3"):
+        (sandbox.bin / name).write_text("#!/bin/bash\necho Python 3.9.2\nexit 1\n")
+        (sandbox.bin / name).chmod(0o755)
+    done = sandbox.run("setup_venv.sh", "requirements.txt")
+    assert done.returncode == 1
+    assert "3.11 or newer" in done.stderr
+    assert "Python 3.9.2" in done.stderr
+    assert not (sandbox.root / ".venv").exists()
