@@ -13,7 +13,6 @@ ITK), and farther out either the border value (fields) or a fill value (images).
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -58,23 +57,25 @@ class Grid:
 
     def to_world(self, index: np.ndarray) -> np.ndarray:
         """World positions (..., 3) in mm of continuous indices (..., 3)."""
-        return np.asarray(index, dtype=np.float64) @ self.axes.T + np.array(self.origin)
+        world: np.ndarray = np.asarray(index, dtype=np.float64) @ self.axes.T + np.array(self.origin)
+        return world
 
     def to_index(self, world: np.ndarray) -> np.ndarray:
         """Continuous indices (..., 3) of world positions (..., 3) in mm."""
-        return (np.asarray(world, dtype=np.float64) - np.array(self.origin)) @ np.linalg.inv(self.axes).T
+        offset: np.ndarray = np.asarray(world, dtype=np.float64) - np.array(self.origin)
+        return offset @ np.linalg.inv(self.axes).T
 
-    def cropped(self, start: Size, size: Size) -> Self:
+    def cropped(self, start: Size, size: Size) -> "Grid":
         """The voxels ``start ... start + size - 1``; a negative start or a larger size pads."""
         x, y, z = self.to_world(np.array(start))
         return replace(self, size=size, origin=(float(x), float(y), float(z)))
 
-    def padded(self, margin: int) -> Self:
+    def padded(self, margin: int) -> "Grid":
         """``margin`` more voxels on every side."""
         x, y, z = (n + 2 * margin for n in self.size)
         return self.cropped((-margin, -margin, -margin), (x, y, z))
 
-    def resized(self, size: Size) -> Self:
+    def resized(self, size: Size) -> "Grid":
         """Another number of voxels in the same box: outer voxel *edges* stay, so the origin moves by half voxels."""
         ratio = np.array(self.size) / np.array(size)
         x, y, z = self.to_world((ratio - 1) / 2)
@@ -82,7 +83,7 @@ class Grid:
         origin, spacing = (float(x), float(y), float(z)), (float(sx), float(sy), float(sz))
         return replace(self, size=size, spacing=spacing, origin=origin)
 
-    def coarsened(self, factor: int = 2) -> Self:
+    def coarsened(self, factor: int = 2) -> "Grid":
         """The grid of averages over ``factor``³ voxels: its origin lies (factor - 1) / 2 voxels farther in."""
         if any(n % factor for n in self.size):
             raise ValueError(f"a grid of {self.size} voxels cannot be coarsened by {factor}")
@@ -98,16 +99,17 @@ class Affine:
     offset: Vector = (0.0, 0.0, 0.0)
 
     @classmethod
-    def from_arrays(cls, matrix: np.ndarray, offset: np.ndarray) -> Self:
+    def from_arrays(cls, matrix: np.ndarray, offset: np.ndarray) -> "Affine":
         """From a (3, 3) matrix and an offset (3,) in mm."""
         a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in matrix)
         return cls((a, b, c), (float(offset[0]), float(offset[1]), float(offset[2])))
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Maps world points (..., 3) in mm."""
-        return np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
+        mapped: np.ndarray = np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
+        return mapped
 
-    def inverse(self) -> Self:
+    def inverse(self) -> "Affine":
         """The inverse map; ValueError when there is none."""
         if abs(np.linalg.det(np.array(self.matrix))) < 1e-9:
             raise ValueError(f"affine matrix {self.matrix} is singular")
@@ -133,11 +135,10 @@ def moving_index(
     to_moving = np.linalg.inv(moving_grid.axes) @ np.array(affine.matrix)
     matrix = to_moving @ grid.axes
     offset = moving_grid.to_index(affine(np.array(grid.origin)))
-    options = {"dtype": like.dtype, "device": like.device}
-    index = linear_index_map(torch.tensor(matrix, **options), torch.tensor(offset, **options), grid.shape)
+    index = linear_index_map(_tensor(matrix, like), _tensor(offset, like), grid.shape)
     if displacement is None:
         return index
-    return index + torch.einsum("ij,njzyx->nzyxi", torch.tensor(to_moving, **options), displacement)
+    return index + torch.einsum("ij,njzyx->nzyxi", _tensor(to_moving, like), displacement)
 
 
 def sample(
@@ -186,7 +187,7 @@ def warp(
     displacement: Float[Tensor, "m 3 z y x"] | None,
     grid: Grid,
     *,
-    affine: Affine = Affine(),  # noqa: B008  (immutable)
+    affine: Affine = Affine(),
     fill: float | None = None,
     nearest: bool = False,
 ) -> Float[Tensor, "k c z y x"]:
@@ -202,7 +203,7 @@ def validity(
     grid: Grid,
     moving_grid: Grid,
     *,
-    affine: Affine = Affine(),  # noqa: B008
+    affine: Affine = Affine(),
 ) -> Bool[Tensor, "n 1 z y x"]:
     """Whether affine(x + u(x)) lies inside the moving field of view."""
     return inside(moving_index(grid, moving_grid, displacement, affine, displacement), moving_grid.shape)[:, None]
@@ -213,6 +214,51 @@ def resample(
 ) -> Float[Tensor, "n c z y x"]:
     """A volume or field on another grid of the same world. Trilinear: smooth first when the target is coarser."""
     return volume if source == target else warp(volume, source, None, target, fill=fill)
+
+
+def resample_image(
+    image: Tensor, source: Grid, target: Grid, *, affine: Affine = Affine(), least: float, fill: float
+) -> Float[Tensor, "1 1 z y x"]:
+    """An image (1 1 z y x, any type) at affine(x), x on ``target``, smoothed first along axes that become coarser.
+
+    Only the part of the source that is needed is converted to float. Values below ``least`` (padding) are raised to
+    it before any smoothing; outside the source the value is ``fill``. The Gaussian's variance is that of the target
+    voxel's box less that of the source's, both measured along the source axes: (step² - 1) / 12 source voxels².
+    """
+    start, size, step = _needed(source, target, affine)
+    (x, y, z), (nx, ny, nz) = start, size
+    part = image[:, :, z : z + nz, y : y + ny, x : x + nx].float().clamp(min=least)
+    for axis, ratio in zip((4, 3, 2), step, strict=True):
+        part = _gaussian(part, float(np.sqrt(max(ratio**2 - 1, 0) / 12)), axis)
+    values = warp(part, source.cropped(start, size), None, target, affine=affine)
+    return torch.where(inside(moving_index(target, source, None, affine, values), source.shape)[:, None], values, fill)
+
+
+def _needed(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size, np.ndarray]:
+    """Start and size of the source voxels that ``target`` samples through ``affine``, and source voxels per step."""
+    corners = np.array([[i * (n - 1) for i, n in zip(c, target.size, strict=True)] for c in np.ndindex(2, 2, 2)])
+    index = source.to_index(affine(target.to_world(corners)))
+    jacobian = np.linalg.inv(source.axes) @ np.array(affine.matrix) @ target.axes
+    step = np.abs(jacobian).max(axis=1)
+    margin = 2 + 2 * step
+    last = np.array(source.size) - 1
+    low = np.clip(np.floor(index.min(axis=0) - margin), 0, last).astype(int)
+    high = np.clip(np.ceil(index.max(axis=0) + margin), 0, last).astype(int)
+    (x, y, z), (nx, ny, nz) = low.tolist(), (high - low + 1).tolist()
+    return (x, y, z), (nx, ny, nz), step
+
+
+def _gaussian(volume: Tensor, sigma: float, axis: int) -> Tensor:
+    """Gaussian of ``sigma`` voxels along one axis, border values repeated."""
+    if sigma < 0.2:
+        return volume
+    radius = math.ceil(3 * sigma)
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=volume.device) / sigma) ** 2)
+    kernel_shape = [1, 1, 1, 1, 1]
+    kernel_shape[axis] = 2 * radius + 1
+    pad = [0] * 6
+    pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
+    return F.conv3d(F.pad(volume, pad, mode="replicate"), (taps / taps.sum()).reshape(kernel_shape))
 
 
 def compose(
@@ -228,13 +274,10 @@ def compose(
 
 def with_affine(displacement: Float[Tensor, "n 3 z y x"], grid: Grid, affine: Affine) -> Float[Tensor, "n 3 z y x"]:
     """The displacement affine(x + u(x)) - x of the whole transform."""
-    options = {"dtype": displacement.dtype, "device": displacement.device}
     growth = np.array(affine.matrix) - np.eye(3)
     start = growth @ np.array(grid.origin) + np.array(affine.offset)
-    linear = linear_index_map(
-        torch.tensor(growth @ grid.axes, **options), torch.tensor(start, **options), grid.shape
-    ).permute(0, 4, 1, 2, 3)
-    return linear + torch.einsum("ij,njzyx->nizyx", torch.tensor(affine.matrix, **options), displacement)
+    linear = linear_index_map(_tensor(growth @ grid.axes, displacement), _tensor(start, displacement), grid.shape)
+    return linear.permute(0, 4, 1, 2, 3) + _apply(np.array(affine.matrix), displacement)
 
 
 def invert(displacement: Float[Tensor, "n 3 z y x"], grid: Grid, iterations: int = 30) -> Float[Tensor, "n 3 z y x"]:
@@ -249,22 +292,18 @@ def displacement_at(
     points_mm: Float[Tensor, "p 3"], displacement: Float[Tensor, "1 3 z y x"], grid: Grid
 ) -> Float[Tensor, "p 3"]:
     """u (mm) at world points (mm), trilinear; differentiable in the field."""
-    index = torch.linalg.solve(
-        torch.tensor(grid.axes, dtype=torch.float64), (points_mm.double().cpu() - torch.tensor(grid.origin)).T
-    ).T.to(displacement)
+    index = torch.from_numpy(grid.to_index(points_mm.detach().cpu().numpy())).to(displacement)
     return sample(displacement, index[None, None, None])[0, :, 0, 0].T
 
 
 def index_displacement(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
     """The same displacement in voxels along the index axes."""
-    inverse = torch.tensor(np.linalg.inv(grid.axes), dtype=displacement.dtype, device=displacement.device)
-    return torch.einsum("ij,njzyx->nizyx", inverse, displacement)
+    return _apply(np.linalg.inv(grid.axes), displacement)
 
 
 def world_displacement(voxels: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
     """Displacements in voxels along the index axes, in world mm."""
-    axes = torch.tensor(grid.axes, dtype=voxels.dtype, device=voxels.device)
-    return torch.einsum("ij,njzyx->nizyx", axes, voxels)
+    return _apply(grid.axes, voxels)
 
 
 def jacobian_determinant(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n z y x"]:
@@ -279,6 +318,14 @@ def jacobian_determinant(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -
     (a, b, c), (d, e, f), (g, h, i) = (row.unbind(1) for row in rows)
     a, e, i = a + 1, e + 1, i + 1
     return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+
+
+def _tensor(values: np.ndarray, like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def _apply(matrix: np.ndarray, vectors: Float[Tensor, "n 3 z y x"]) -> Float[Tensor, "n 3 z y x"]:
+    return torch.einsum("ij,njzyx->nizyx", _tensor(matrix, vectors), vectors)
 
 
 def _check_shape(volume: Tensor, grid: Grid) -> None:

@@ -1,0 +1,1 @@
+"""Training of the cascade: packed volumes, simulated breathing, the training loop."""

@@ -1,0 +1,185 @@
+"""The cascade of U-Nets: sections 3.3 and 3.4 of Hering et al. 2021.
+
+One U-Net per level, all of the same architecture. From coarse to fine, each predicts a displacement for the fixed
+and the *already warped* moving image at its own resolution, which is composed with the field so far::
+
+    u ← 0
+    for each level, coarse to fine:
+        warped ← moving ∘ (x + u)                       at full resolution
+        v      ← UNet(downsampled fixed, downsampled warped)
+        u      ← v(x) + u(x + v(x))                     composition
+
+What the paper leaves open, and how it is decided here:
+
+- two convolutions per block (with them, three levels at 192×160×192 take the 0.73 TFLOP of the design);
+- smoothing before each halving: the binomial filter (1 3 3 1)/8 along every axis, close to a Gaussian of 0.87 voxel,
+  centred on the coarser voxels (`downsample`);
+- input: HU clipped to the lung window [-1000, 200] and mapped linearly to [0, 1.2]: zero padding of the convolutions
+  then means air, not water;
+- output: displacement in *voxels of the level*, so that a finer level can start from the parameters of the coarser
+  one; `Cascade` turns it into mm;
+- the last convolution starts 100 times smaller than Xavier's, so that an untrained network predicts about u = 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from algorithm.geometry import Grid, compose, resample, warp, world_displacement
+
+AIR_HU = -1000.0
+WINDOW_HU = (-1000.0, 200.0)
+
+
+@dataclass(frozen=True)
+class CascadeSettings:
+    """What is needed to rebuild a cascade from a weights file."""
+
+    features: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels at full, 1/2, 1/4, ... of a level's resolution."""
+    factors: tuple[int, ...] = (4, 2, 1)
+    """Downsampling of each level with respect to the network grid, coarse to fine; powers of two."""
+    network_size: tuple[int, int, int] = (192, 160, 192)
+    """Voxels (x, y, z) of the network grid."""
+
+    def to_dict(self) -> dict[str, list[int]]:
+        """For JSON."""
+        return {name: list(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list[int]]) -> "CascadeSettings":
+        """Inverse of `to_dict`; TypeError for unknown or missing names."""
+        x, y, z = values["network_size"]
+        return cls(tuple(values["features"]), tuple(values["factors"]), (x, y, z))
+
+
+def _block(channels_in: int, channels_out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (channels_in, channels_out):
+        layers += [
+            nn.Conv3d(channels, channels_out, kernel_size=3, padding=1, bias=False),  # the norm removes any bias
+            nn.InstanceNorm3d(channels_out, affine=True),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """(fixed, warped moving) as two channels → displacement in voxels; each size a multiple of 2^(blocks - 1)."""
+
+    def __init__(self, features: Sequence[int] = (16, 32, 64, 128)) -> None:
+        super().__init__()
+        widths = list(features)
+        self.encoder = nn.ModuleList(_block(a, b) for a, b in zip([2, *widths[:-1]], widths, strict=True))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(2 * b, b, kernel_size=2, stride=2) for b in reversed(widths[:-1])
+        )
+        self.decoder = nn.ModuleList(_block(2 * b, b) for b in reversed(widths[:-1]))
+        self.last = nn.Conv3d(widths[0], 3, kernel_size=1)
+        self.apply(_xavier)
+        with torch.no_grad():
+            self.last.weight.mul_(0.01)
+
+    def forward(self, images: Float[Tensor, "n 2 z y x"]) -> Float[Tensor, "n 3 z y x"]:
+        """Two images scaled by `normalise` → displacement (x, y, z) in voxels."""
+        skips: list[Tensor] = []
+        values = images
+        for level, block in enumerate(self.encoder):
+            values = block(F.avg_pool3d(values, 2) if level else values)
+            skips.append(values)
+        skips.pop()
+        for up, block in zip(self.up, self.decoder, strict=True):
+            values = block(torch.cat([skips.pop(), up(values)], dim=1))
+        with torch.autocast(values.device.type, enabled=False):  # bfloat16 would round 4 voxels to 1/64
+            displacement: Tensor = self.last(values.float())
+        return displacement
+
+
+def _xavier(module: nn.Module) -> None:
+    """Xavier uniform (Glorot and Bengio 2010), as the coarsest network of the paper starts."""
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def normalise(hu: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
+    """HU → network input: the lung window [-1000, 200] HU to [0, 1.2]."""
+    return (hu.clamp(*WINDOW_HU) - AIR_HU) / 1000
+
+
+def downsample(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zh yh xh"]:
+    """Half the resolution: (1 3 3 1)/8 along each axis, stride 2; belongs to ``grid.coarsened(2)``."""
+    channels = volume.shape[1]
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=volume.dtype, device=volume.device) / 8
+    for axis in range(3):
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = 4
+        stride, pad = [1, 1, 1], [0] * 6
+        stride[axis] = 2
+        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = 1
+        kernel = taps.reshape(shape).expand(channels, 1, *shape[2:])
+        volume = F.conv3d(F.pad(volume, pad, mode="replicate"), kernel, stride=stride, groups=channels)
+    return volume
+
+
+def downsample_by(volume: Float[Tensor, "n c z y x"], factor: int) -> Float[Tensor, "n c zc yc xc"]:
+    """`downsample` log2(factor) times; ValueError unless factor is a power of two."""
+    if factor < 1 or factor & (factor - 1):
+        raise ValueError(f"downsampling by {factor}: expected a power of two")
+    for _ in range(factor.bit_length() - 1):
+        volume = downsample(volume)
+    return volume
+
+
+class Cascade(nn.Module):
+    """The U-Nets of all levels, coarse to fine, and their composition."""
+
+    def __init__(self, settings: CascadeSettings = CascadeSettings()) -> None:
+        super().__init__()
+        self.settings = settings
+        self.precision = torch.float32
+        """Arithmetic of the U-Nets but for their last layer; everything outside them stays in float32."""
+        self.levels = nn.ModuleList(UNet(settings.features) for _ in settings.factors)
+
+    def predict_level(
+        self, level: int, fixed: Float[Tensor, "n 1 z y x"], warped: Float[Tensor, "n 1 z y x"], grid: Grid
+    ) -> Float[Tensor, "n 3 z y x"]:
+        """Displacement (mm) of one level; both images (HU) and the result on that level's ``grid``."""
+        images = normalise(torch.cat([fixed, warped], dim=1))
+        if images.device.type == "cpu":
+            images = images.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+            voxels = self.levels[level](images)
+        return world_displacement(voxels, grid)
+
+    def forward(
+        self,
+        fixed: Float[Tensor, "n 1 z y x"],
+        grid: Grid,
+        moving: Float[Tensor, "n 1 zm ym xm"],
+        moving_grid: Grid,
+        levels: int | None = None,
+        reduction: int = 1,
+    ) -> tuple[Float[Tensor, "n 3 zl yl xl"], Grid]:
+        """Displacement field (mm) and its grid, that of the finest of the first ``levels`` levels (default: all).
+
+        ``fixed`` (HU) on the network ``grid``; ``moving`` (HU), pre-aligned, on any grid of the same world. With
+        ``reduction``, both already are that many times coarser than the network grid (training of coarse levels).
+        """
+        factors = [factor // reduction for factor in self.settings.factors[:levels]]
+        displacement, displacement_grid = None, grid
+        for level, factor in enumerate(factors):
+            level_grid = grid.coarsened(factor) if factor > 1 else grid
+            so_far = None if displacement is None else resample(displacement, displacement_grid, grid)
+            warped = downsample_by(warp(moving, moving_grid, so_far, grid), factor)
+            step = self.predict_level(level, downsample_by(fixed, factor), warped, level_grid)
+            displacement = step if displacement is None else compose(step, level_grid, displacement, displacement_grid)
+            displacement_grid = level_grid
+        if displacement is None:
+            raise ValueError("a cascade needs at least one level")
+        return displacement, displacement_grid

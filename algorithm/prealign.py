@@ -1,0 +1,157 @@
+"""Linear pre-alignment: an affine world map from the fixed to the moving lungs, found without any training.
+
+Several cheap starts, since no single one survives everything: the boxes around the lungs (scale and shift per axis;
+wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (a truncated base leaves
+the apex right) and, when the two worlds overlap, the identity. Each is improved on a very coarse grid by minimising
+
+    1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
+    + ρ · squared distance of the linear part from the start's
+
+over the 12 parameters of the affine map; the best one by the image terms is then polished at twice the resolution. Samples outside the moving
+field of view carry no weight.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithm.geometry import Affine, Grid, inside, linear_index_map, sample
+from algorithm.network import downsample
+from algorithm.objective.local_correlation import local_correlation_distance
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PrealignSettings:
+    """Settings of `prealign`; lengths in mm."""
+
+    iterations: int = 30
+    """Adam steps of every start, at half the resolution."""
+    polish: int = 30
+    """Adam steps of the best, at full resolution."""
+    step_mm: float = 1.5
+    """Adam's first step size: the motion of the lung's surface in one step; it falls to a tenth."""
+    mask_weight: float = 1.0
+    """β: weight of the squared difference of the masks."""
+    rigidity: float = 0.05
+    """ρ: weight of the change of the linear part."""
+    window: int = 5
+    """Window of the local correlation in voxels of the coarse grid."""
+    least_overlap: float = 0.3
+    """A start whose moving field of view covers less of the fixed lungs is dropped."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One image on a coarse grid (some 4 mm, even sizes) around its lungs."""
+
+    voxels: Float[Tensor, "1 1 z y x"]
+    """HU."""
+    lungs: Float[Tensor, "1 1 z y x"]
+    """Lung mask, 0 to 1."""
+    grid: Grid
+
+    def coarsened(self) -> "Scan":
+        """At half the resolution."""
+        return Scan(downsample(self.voxels), downsample(self.lungs), self.grid.coarsened())
+
+    def lung_points_mm(self) -> np.ndarray:
+        """World positions (n, 3) of the lung voxels."""
+        z, y, x = np.nonzero(self.lungs[0, 0].numpy() > 0.5)
+        return self.grid.to_world(np.stack([x, y, z], axis=1))
+
+
+def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSettings()) -> Affine:
+    """The affine map (mm, LPS) from fixed to moving world positions."""
+    coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
+    candidates = []
+    for name, start in starts(fixed, moving).items():
+        affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings.step_mm, settings)
+        log.debug("pre-alignment from %s: %.4f", name, value)
+        candidates.append((value, name, affine))
+    value, name, best = min(candidates, key=lambda candidate: candidate[0])
+    affine, polished = _minimise(fixed, moving, best, settings.polish, settings.step_mm / 3, settings)
+    log.info("pre-alignment: from %s, objective %.4f, polished %.4f", name, value, polished)
+    return affine
+
+
+def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
+    """The starting points by name."""
+    points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
+    low, high = np.percentile(points, [1, 99], axis=0)
+    low_moving, high_moving = np.percentile(targets, [1, 99], axis=0)
+    scale = np.clip((high_moving - low_moving) / (high - low), 0.6, 1.6)
+    boxes = Affine.from_arrays(np.diag(scale), (low_moving + high_moving) / 2 - scale * (low + high) / 2)
+    centres = Affine.from_arrays(np.eye(3), targets.mean(axis=0) - points.mean(axis=0))
+    shift = (low_moving + high_moving) / 2 - (low + high) / 2
+    shift[2] = high_moving[2] - high[2]  # world z points to the head
+    result = {"boxes": boxes, "centres": centres, "apices": Affine.from_arrays(np.eye(3), shift)}
+    return result | {"identity": Affine()} if _overlap(points, targets) > 0.5 else result
+
+
+def _overlap(points: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the points within the box of the targets."""
+    return float(((points >= targets.min(axis=0)) & (points <= targets.max(axis=0))).all(axis=1).mean())
+
+
+def _minimise(
+    fixed: Scan, moving: Scan, start: Affine, iterations: int, step_mm: float, settings: PrealignSettings
+) -> tuple[Affine, float]:
+    """Adam over the 12 parameters; returns the best map met and its image terms (inf when hardly any overlap)."""
+    centre = fixed.lung_points_mm().mean(axis=0)
+    radius = float(max(fixed.grid.extent_mm)) / 2
+    linear = torch.zeros(3, 3, requires_grad=True)  # change of the linear part times radius, mm
+    shift = torch.zeros(3, requires_grad=True)  # mm
+    optimiser = torch.optim.Adam([linear, shift], lr=step_mm)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(iterations, 1), step_mm / 10)
+    best, best_value = start, float("inf")
+    for _ in range(iterations + 1):
+        optimiser.zero_grad()
+        index = _index_map(fixed, moving, start, linear / radius, shift, centre)
+        value, covered = _image_terms(fixed, moving, index, settings)
+        if float(value.detach()) < best_value and covered >= settings.least_overlap:
+            best_value = float(value.detach())
+            best = _moved(start, linear.detach().numpy() / radius, shift.detach().numpy(), centre)
+        (value + settings.rigidity * (linear / radius).square().sum()).backward()
+        optimiser.step()
+        schedule.step()
+    return best, best_value
+
+
+def _moved(start: Affine, linear: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> Affine:
+    """x ↦ (A + L)(x - centre) + A·centre + offset + shift."""
+    matrix = np.array(start.matrix) + linear
+    return Affine.from_arrays(matrix, np.array(start.offset) + shift - linear @ centre)
+
+
+def _index_map(
+    fixed: Scan, moving: Scan, start: Affine, linear: Tensor, shift: Tensor, centre: np.ndarray
+) -> Float[Tensor, "1 z y x 3"]:
+    """Moving indices of the fixed voxels under `_moved`, differentiable in ``linear`` and ``shift``."""
+    to_index = np.linalg.inv(moving.grid.axes)
+    origin = np.array(fixed.grid.origin)
+    base_matrix = torch.tensor(to_index @ np.array(start.matrix) @ fixed.grid.axes, dtype=torch.float32)
+    base_offset = torch.tensor(moving.grid.to_index(start(origin)), dtype=torch.float32)
+    inverse = torch.tensor(to_index, dtype=torch.float32)
+    axes = torch.tensor(fixed.grid.axes, dtype=torch.float32)
+    from_centre = torch.tensor(origin - centre, dtype=torch.float32)
+    matrix = base_matrix + inverse @ linear @ axes
+    return linear_index_map(matrix, base_offset + inverse @ (linear @ from_centre + shift), fixed.grid.shape)
+
+
+def _image_terms(
+    fixed: Scan, moving: Scan, index: Float[Tensor, "1 z y x 3"], settings: PrealignSettings
+) -> tuple[Tensor, float]:
+    """Local correlation and mask terms, and the share of the fixed lungs inside the moving field of view."""
+    valid = inside(index, moving.grid.shape)[:, None].float()
+    warped = sample(torch.cat([moving.voxels, moving.lungs], dim=1), index)
+    weight = fixed.lungs * valid
+    covered = float(weight.sum() / fixed.lungs.sum())
+    similarity = local_correlation_distance(fixed.voxels, warped[:, :1], weight, settings.window)
+    masks = ((warped[:, 1:] - fixed.lungs).square() * valid).sum() / fixed.lungs.sum()
+    return similarity + settings.mask_weight * masks, covered

@@ -1,0 +1,88 @@
+"""Trained weights on disk: a safetensors file and ``manifest.json`` beside it, which says how to rebuild and check it.
+
+Nothing is unpickled. The file is refused when its SHA-256 is not the manifest's.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
+
+from algorithm.errors import InputError
+from algorithm.network import Cascade, CascadeSettings
+
+FILE = "cascade.safetensors"
+MANIFEST = "manifest.json"
+PLATFORM = Path("/opt/ml/model")
+"""Where grand-challenge.org unpacks an uploaded model."""
+BUNDLED = Path(__file__).parent.parent / "weights"
+
+
+@dataclass(frozen=True)
+class LoadedCascade:
+    """A cascade in evaluation mode and the SHA-256 of its weights file."""
+
+    cascade: Cascade
+    sha256: str
+
+
+def find_weights(given: Path | None) -> Path:
+    """The folder (or file in it) to load from: ``given``, else the platform's, else the bundled one."""
+    if given is not None:
+        return given
+    return PLATFORM if (PLATFORM / MANIFEST).exists() else BUNDLED
+
+
+def load_cascade(path: Path) -> LoadedCascade:
+    """The cascade in a folder, or of a .safetensors file with its manifest beside it; InputError when not as stated."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    manifest = _read_manifest(folder / MANIFEST)
+    file = folder / str(manifest["file"])
+    if path.suffix == ".safetensors" and path.name != file.name:
+        raise InputError(f"{path}: {folder / MANIFEST} describes {file.name}, not this file")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: the weights cannot be read ({error.strerror})") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != manifest["sha256"]:
+        raise InputError(
+            f"{file}: the weights were altered: SHA-256 {sha256[:12]}…, manifest {manifest['sha256'][:12]}…"
+        )
+    try:
+        cascade = Cascade(CascadeSettings.from_dict(manifest["settings"]))
+        cascade.load_state_dict({name: value.float() for name, value in load(content).items()})
+    except (SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file}: the weights do not fit the settings in {folder / MANIFEST}") from error
+    return LoadedCascade(cascade.eval().requires_grad_(False), sha256)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+        if not {"file", "sha256", "settings"} <= manifest.keys():
+            raise ValueError("an entry is missing")
+    except OSError as error:
+        raise InputError(f"{path}: no weights found ({error.strerror})") from error
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: expected a JSON object with file, sha256 and settings") from error
+    return dict(manifest)
+
+
+def save_cascade(folder: Path, cascade: Cascade, provenance: dict[str, Any]) -> None:
+    """Writes weights (half precision) and manifest; ``provenance`` is kept in the manifest as "training"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: value.detach().to(torch.float16).contiguous() for name, value in cascade.state_dict().items()}
+    save_file(state, folder / FILE)
+    manifest = {
+        "file": FILE,
+        "sha256": hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
+        "settings": cascade.settings.to_dict(),
+        "training": provenance,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
