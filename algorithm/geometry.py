@@ -234,6 +234,20 @@ def resample_image(
     return torch.where(inside(moving_index(target, source, None, affine, values), source.shape)[:, None], values, fill)
 
 
+def warp_image(
+    image: Tensor, source: Grid, displacement: Float[Tensor, "1 3 z y x"], grid: Grid, *, fill: float
+) -> Float[Tensor, "1 1 z y x"]:
+    """An image (1 1 z y x, any type) at x + u(x): `warp`, but only the part that is needed is converted to float."""
+    index = moving_index(grid, source, displacement, Affine(), displacement)
+    flat = index.reshape(-1, 3)
+    last = torch.tensor(source.size) - 1
+    low = torch.minimum(flat.amin(dim=0).floor().long().clamp(min=0), last)
+    high = torch.minimum(flat.amax(dim=0).ceil().long().clamp(min=0), last)
+    (x, y, z), (x1, y1, z1) = low.tolist(), (high + 1).tolist()
+    values = sample(image[:, :, z:z1, y:y1, x:x1].float(), index - low)
+    return torch.where(inside(index, source.shape)[:, None], values, fill)
+
+
 def _needed(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size, np.ndarray]:
     """Start and size of the source voxels that ``target`` samples through ``affine``, and source voxels per step."""
     corners = np.array([[i * (n - 1) for i, n in zip(c, target.size, strict=True)] for c in np.ndindex(2, 2, 2)])

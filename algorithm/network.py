@@ -75,9 +75,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = list(features)
         self.encoder = nn.ModuleList(_block(a, b) for a, b in zip([2, *widths[:-1]], widths, strict=True))
-        self.up = nn.ModuleList(
-            nn.ConvTranspose3d(2 * b, b, kernel_size=2, stride=2) for b in reversed(widths[:-1])
-        )
+        self.up = nn.ModuleList(nn.ConvTranspose3d(2 * b, b, kernel_size=2, stride=2) for b in reversed(widths[:-1]))
         self.decoder = nn.ModuleList(_block(2 * b, b) for b in reversed(widths[:-1]))
         self.last = nn.Conv3d(widths[0], 3, kernel_size=1)
         self.apply(_xavier)

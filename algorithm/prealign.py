@@ -7,8 +7,8 @@ the apex right) and, when the two worlds overlap, the identity. Each is improved
     1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
     + ρ · squared distance of the linear part from the start's
 
-over the 12 parameters of the affine map; the best one by the image terms is then polished at twice the resolution. Samples outside the moving
-field of view carry no weight.
+over the 12 parameters of the affine map; the best one by the image terms is then polished at twice the resolution.
+Samples outside the moving field of view carry no weight.
 """
 
 import logging

@@ -7,19 +7,36 @@ cascade    displacement field on the network grid
 """
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Affine, Grid, resample_image
-from algorithm.images import Image
+from algorithm.errors import InputError
+from algorithm.geometry import (
+    Affine,
+    Grid,
+    jacobian_determinant,
+    resample,
+    resample_image,
+    warp,
+    warp_image,
+    with_affine,
+)
+from algorithm.images import Image, canonical, read_mask
 from algorithm.lungs import LungMask, crop_grid, lung_mask
-from algorithm.network import AIR_HU
+from algorithm.network import AIR_HU, Cascade
+from algorithm.objective import ngf_distance
 from algorithm.prealign import PrealignSettings, Scan, prealign
+from algorithm.report import Report
 
 log = logging.getLogger(__name__)
+
+NGF_EDGE_HU_PER_MM = 10.0
+"""ε of the reported NGF distance, above the noise of most scans at the network's resolution."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,108 @@ class Prepared:
         fixed, lungs = self.fixed.to(device), self.fixed_lungs.to(device)
         moving, moving_lungs = self.moving.to(device), self.moving_lungs.to(device)
         return Prepared(fixed, lungs, self.grid, moving, moving_lungs, self.moving_grid, self.affine)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """x ↦ affine(x + u(x)), from the fixed to the moving world."""
+
+    displacement: Float[Tensor, "1 3 z y x"]
+    """u in mm on ``grid``, on the CPU."""
+    grid: Grid
+    affine: Affine
+
+    def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
+        """The displacement affine(x + u(x)) - x on any grid of the fixed world, mm."""
+        return with_affine(resample(self.displacement, self.grid, grid), grid, self.affine)
+
+    def field_slabs(self, grid: Grid) -> Iterator[Float[Tensor, "1 3 d y x"]]:
+        """`field`, slab by slab along z."""
+        for slab in slabs(grid):
+            yield self.field(slab)
+
+    def warped_slabs(self, moving: Image, grid: Grid) -> Iterator[Tensor]:
+        """The moving image on ``grid``, (1, 1, d, y, x) slabs in its own type; -1000 HU outside its field of view."""
+        for slab in slabs(grid):
+            warped = warp_image(moving.voxels, moving.grid, self.field(slab), slab, fill=AIR_HU)
+            yield warped.to(moving.voxels.dtype) if moving.voxels.is_floating_point() else warped.round().short()
+
+
+def given_lungs(path: Path | None) -> LungMask | None:
+    """A lung mask from a file, in canonical storage order; None without one."""
+    if path is None:
+        return None
+    mask, grid = read_mask(path)
+    stored = canonical(Image(mask.short(), grid, path))
+    return LungMask(stored.voxels > 0, stored.grid)
+
+
+def slabs(grid: Grid, most_voxels: int = 4_000_000) -> Iterator[Grid]:
+    """The grid in slabs along z of at most so many voxels (or one slice)."""
+    nx, ny, nz = grid.size
+    depth = max(1, most_voxels // (nx * ny))
+    for z in range(0, nz, depth):
+        yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))
+
+
+def choose_device(option: str, report: Report) -> torch.device:
+    """The device for ``--device``; auto without a GPU is the CPU, with a warning."""
+    if option == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no GPU that this PyTorch can use, expected one (or --device cpu)")
+    if option == "auto" and not torch.cuda.is_available():
+        report.warn("No GPU: running on the CPU.")
+        return torch.device("cpu")
+    return torch.device("cuda" if option == "auto" else option)
+
+
+def fastest_precision(device: torch.device) -> torch.dtype:
+    """Arithmetic for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
+    if device.type == "cuda":
+        return torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+@torch.inference_mode()
+def register(
+    fixed: Image,
+    moving: Image,
+    masks: tuple[LungMask | None, LungMask | None],
+    cascade: Cascade,
+    device: torch.device,
+    report: Report,
+) -> Transform:
+    """Registers two images in canonical storage order; says in ``report`` how well it went."""
+    with report.timed("prepare"), torch.inference_mode(False):  # the pre-alignment needs gradients
+        pair = prepare(fixed, moving, cascade.settings.network_size, *masks)
+    with report.timed("cascade"):
+        cascade = cascade.to(device)
+        cascade.precision = fastest_precision(device)
+        on_device = pair.to(device)
+        displacement, grid = cascade(on_device.fixed, pair.grid, on_device.moving, pair.moving_grid)
+    with report.timed("quality"):
+        report.set(quality=quality(pair, displacement.cpu()), prealignment=asdict(pair.affine))
+    return Transform(displacement.cpu(), grid, pair.affine)
+
+
+def quality(pair: Prepared, displacement: Float[Tensor, "1 3 z y x"]) -> dict[str, float]:
+    """Overlap (Dice) of the lungs and NGF distance before and after the cascade; Jacobian determinant in the lungs."""
+    lungs = pair.fixed_lungs > 0.5
+    zero = torch.zeros_like(displacement)
+    determinant = jacobian_determinant(displacement, pair.grid)[lungs[:, 0]]
+    result = {
+        "folding_fraction": float((determinant <= 0).float().mean()),
+        "jacobian_min": float(determinant.min()),
+        "jacobian_max": float(determinant.max()),
+    }
+    for name, u in (("before", zero), ("after", displacement)):
+        moving = torch.cat([pair.moving, pair.moving_lungs], dim=1)
+        warped = warp(moving, pair.moving_grid, u, pair.grid)
+        overlap = (lungs & (warped[:, 1:] > 0.5)).sum() * 2 / (lungs.sum() + (warped[:, 1:] > 0.5).sum())
+        distance = ngf_distance(pair.fixed, warped[:, :1], pair.grid, lungs, NGF_EDGE_HU_PER_MM)
+        result |= {f"lung_dice_{name}": float(overlap), f"ngf_distance_{name}": float(distance)}
+    return result
 
 
 def prepare(

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides the result; kept in the checkpoint. Tuples of three are for the levels, coarse to fine."""
+    """Everything that decides the result; kept in the checkpoint. Triples are for the levels, coarse to fine."""
 
     steps: tuple[int, ...] = (3000, 1000, 300)
     learning_rate: float = 1e-3

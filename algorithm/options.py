@@ -1,0 +1,69 @@
+"""The command line, made from the fields of `Options`."""
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from algorithm import __version__
+from algorithm.errors import InputError
+from algorithm.interface import Inputs, find_inputs
+
+HELP = {
+    "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
+    "output": "folder for the results",
+    "fixed": "the fixed image, instead of --input; needs --moving",
+    "moving": "the moving image",
+    "fixed_mask": "lung mask of the fixed image, on any grid; made from the HU where it is missing",
+    "moving_mask": "lung mask of the moving image",
+    "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
+    "device": "auto takes the GPU when there is one",
+    "refine": "minimisation of the objective for this pair, after the cascade",
+    "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line may say; every field is an option of that name."""
+
+    input: Path = Path("/input")
+    output: Path = Path("/output")
+    fixed: Path | None = None
+    moving: Path | None = None
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    weights: Path | None = None
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    refine: Literal["off"] = "off"
+    field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
+
+    def inputs(self) -> Inputs:
+        """The files of the case; InputError when they cannot be told."""
+        if self.fixed is None and self.moving is None:
+            if self.fixed_mask or self.moving_mask:
+                raise InputError("--fixed-mask and --moving-mask need --fixed and --moving")
+            return find_inputs(self.input)
+        if self.fixed is None or self.moving is None:
+            raise InputError(f"--{'moving' if self.fixed else 'fixed'} is missing: --fixed and --moving go together")
+        return Inputs(self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Options from the command line; exits with code 2 and one sentence when they are wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m algorithm",
+        description="Registers a moving to a fixed CT scan of the lungs; writes the displacement field.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    for entry in fields(Options):
+        choices = get_args(entry.type) if get_origin(entry.type) is Literal else None
+        parser.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            type=str if choices else Path,
+            choices=choices,
+            default=entry.default,
+            help=HELP[entry.name] + (f" (default: {entry.default})" if entry.default else ""),
+        )
+    return Options(**vars(parser.parse_args(arguments)))
