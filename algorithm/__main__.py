@@ -25,8 +25,9 @@ def run(options: Options) -> None:
 
     with report.timed("read"):
         fixed, moving = read_image(inputs.fixed), read_image(inputs.moving)
-        masks = given_lungs(inputs.fixed_mask), given_lungs(inputs.moving_mask)
+        masks = given_lungs(inputs.fixed_mask, fixed), given_lungs(inputs.moving_mask, moving)
     transform = register(canonical(fixed), canonical(moving), masks, weights.cascade, device, report)
+    outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
     with report.timed("write field"), sole_image(outputs.displacement_field) as path:
         write_field(path, fixed.grid, transform.field_slabs(fixed.grid), field_layout(options.field_layout, inputs))
     with report.timed("write warped"), sole_image(outputs.warped_moving) as path:

@@ -47,6 +47,9 @@ MAX_SKEW = 1e-3
 EXACT_SKEW = 1e-6
 """Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
 
+PARTIAL = ".{}.partial"
+"""Name of a file that is being written."""
+
 _ELEMENT_TYPES = {torch.float32: "MET_FLOAT", torch.int16: "MET_SHORT", torch.uint8: "MET_UCHAR"}
 _BLOCK = 2**20
 _GZIP = b"\x1f\x8b"
@@ -422,7 +425,7 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     Written under a hidden name in the same folder and flushed to the disk before it is renamed. OSError that names
     ``path`` when the disk is full or the folder cannot be written.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    partial = path.with_name(PARTIAL.format(uuid.uuid4().hex))
     try:
         with partial.open("xb") as file:
             yield file

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.images import ENDINGS, Layout, atomically, ending
+from algorithm.images import ENDINGS, PARTIAL, Layout, atomically, ending
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
@@ -176,7 +176,8 @@ def _check_writable(folder: Path) -> None:
 def sole_image(path: Path) -> Iterator[Path]:
     """Makes the folder of ``path`` for the body to write into; then ``path`` is its only image, as the platform asks.
 
-    Images of earlier runs go only after the body has ended well; if it has not, folders made here go instead.
+    Images of earlier runs, and parts of those that were killed, go only after the body has ended well; if it has not,
+    folders made here go instead.
     """
     made = [folder for folder in path.parents if not folder.exists()]  # innermost first
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,7 +188,7 @@ def sole_image(path: Path) -> Iterator[Path]:
             with suppress(OSError):  # another output may be there by now
                 folder.rmdir()
         raise
-    for other in _images(path.parent):
+    for other in (*_images(path.parent), *path.parent.glob(PARTIAL.format("*"))):
         if other != path:
             other.unlink()
 

@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 WORKING_SPACING_MM = 2.5
 AIR_HU = -350.0
 """Air against tissue: above the midpoint, so that expired lungs (-600) and ground glass count as air."""
-PADDING_HU = -1500
-"""No tissue lies below: such values were put there by the scanner or a converter."""
 GAS_HU = -960.0
 """Upper quartile of pure gas (bowel, outside air). Emphysema with a median of -950 has its upper quartile above."""
 SMALLEST_LITRES = 0.3
@@ -104,37 +102,33 @@ def crop_grid(lungs: LungMask, margin_mm: float, size: Size = (192, 160, 192)) -
 
 def _working_copy(voxels: Tensor, grid: Grid) -> tuple[Array, Mask, Grid]:
     """HU and padding on an isotropic grid in LPS order. Averaged first, so the full scan is never held as float."""
-    hu, padding, grid = _block_means(voxels[0, 0].cpu().numpy(), grid)
-    padding[_constant_air(hu)] = 1
-    (hu, padding), grid = _in_lps_order([hu, padding], grid)
+    hu, grid = _block_means(voxels[0, 0].cpu().numpy(), grid)
+    (hu, padding), grid = _in_lps_order([hu, _constant_air(hu).astype(np.float32)], grid)
     nx, ny, nz = (max(1, round(extent / WORKING_SPACING_MM)) for extent in grid.extent_mm)
     working = grid.resized((nx, ny, nz))
     both = resample(torch.from_numpy(np.stack([hu, padding])[None]), grid, working)[0].numpy()
     return both[0], both[1] > 0.5, working
 
 
-def _block_means(voxels: NDArray, grid: Grid) -> tuple[Array, Array, Grid]:
-    """Mean HU and share of padding of blocks no longer than the working spacing; an incomplete last block is left out.
+def _block_means(voxels: NDArray, grid: Grid) -> tuple[Array, Grid]:
+    """Mean HU of blocks no longer than the working spacing; an incomplete last block is left out.
 
-    Padding counts as air in the mean, or the rim of the padding would look like tissue.
+    Clipped to [-1024, 400] before: the mean with padding of -3024 would look like air in the midst of tissue, and
+    every padding becomes constant.
     """
     fx, fy, fz = (min(n, max(1, int(WORKING_SPACING_MM / s))) for n, s in zip(grid.size, grid.spacing, strict=True))
     nx, ny, nz = (n // f for n, f in zip(grid.size, (fx, fy, fz), strict=True))
-    hu, padding = np.zeros((2, nz, ny, nx), dtype=np.float32)
+    hu = np.zeros((nz, ny, nx), dtype=np.float32)
     for z, dz in itertools.product(range(nz), range(fz)):
-        plane = voxels[z * fz + dz, : ny * fy, : nx * fx]
-        low = plane <= PADDING_HU
-        clipped = np.clip(np.where(low, -1000, plane), -1024, 400)
+        plane = np.clip(voxels[z * fz + dz, : ny * fy, : nx * fx], -1024, 400)
         for dy, dx in itertools.product(range(fy), range(fx)):
-            hu[z] += clipped[dy::fy, dx::fx]
-            padding[z] += low[dy::fy, dx::fx]
+            hu[z] += plane[dy::fy, dx::fx]
     blocks = grid.cropped((0, 0, 0), (nx * fx, ny * fy, nz * fz)).resized((nx, ny, nz))
-    count = np.float32(fx * fy * fz)
-    return hu / count, padding / count, blocks
+    return hu / np.float32(fx * fy * fz), blocks
 
 
 def _constant_air(hu: Array) -> Mask:
-    """Voxels of exactly constant air: padding, or outside air clipped to one value. Real air is noisy."""
+    """Exactly constant air at the image border: padding, or outside air clipped to one value. Real air is noisy."""
     constant = hu < GAS_HU
     for axis in range(3):
         same = np.diff(hu, axis=axis) == 0
@@ -144,9 +138,12 @@ def _constant_air(hu: Array) -> Mask:
         ends[axis] = (0, 1)
         constant &= np.pad(same, ends, constant_values=True)
     regions, _ = ndimage.label(constant)
-    large = np.bincount(regions.ravel()) >= 50
-    large[0] = False
-    grown = ndimage.binary_dilation(large[regions])
+    at_border = np.zeros(regions.max() + 1, dtype=bool)
+    for axis in range(3):
+        at_border[np.take(regions, (0, -1), axis=axis)] = True
+    padding = (np.bincount(regions.ravel()) >= 50) & at_border
+    padding[0] = False
+    grown = ndimage.binary_dilation(padding[regions])
     return np.asarray(grown & (hu < GAS_HU))
 
 
@@ -179,16 +176,28 @@ def _lungs(hu: Array, padding: Mask, spacing: Spacing) -> tuple[Mask, float]:
     mask = np.zeros_like(air)
     if not body.any():
         return mask, 0.0
-    box = ndimage.find_objects(body.astype(np.uint8))[0]
+    margin = _steps(20.0, spacing)  # a lung that padding cuts reaches beyond the eroded body
+    box = tuple(
+        slice(max(0, side.start - margin), side.stop + margin)
+        for side in ndimage.find_objects(body.astype(np.uint8))[0]
+    )
     mask[box], largest = _lungs_in_body(smooth[box], air[box], body[box], spacing)
-    return mask, largest
+    return _without_fragments(mask & ~padding, spacing), largest
+
+
+def _without_fragments(mask: Mask, spacing: Spacing) -> Mask:
+    """The mask without separate parts below 20 ml, which would stretch its bounding box."""
+    parts, _ = ndimage.label(mask)
+    large = np.bincount(parts.ravel()) * _voxel_litres(spacing) >= FRAGMENT_LITRES
+    large[0] = False
+    return np.asarray(large[parts])
 
 
 def _lungs_in_body(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> tuple[Mask, float]:
     """The same within the bounding box of the body."""
     trachea = _trachea(smooth, air, body, spacing)
     air = air & ~trachea
-    depth = ndimage.distance_transform_edt(air, sampling=spacing)
+    depth = ndimage.distance_transform_edt(air, sampling=spacing).astype(np.float32)
     labels, _ = ndimage.label(depth > CORE_MM)
     regions = _regions(labels, smooth, body, spacing)
     log.debug("regions of air: %s", regions)
@@ -206,7 +215,7 @@ def _lungs_in_body(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> tu
 
 def _body(tissue: Mask, spacing: Spacing) -> Mask:
     """The largest piece of tissue after an erosion of 5 mm, which parts it from table, clothes and blankets."""
-    regions, _ = ndimage.label(ndimage.binary_erosion(tissue, iterations=_steps(5, spacing), border_value=1))
+    regions, _ = ndimage.label(ndimage.binary_erosion(tissue, iterations=_steps(5.0, spacing), border_value=1))
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
     return np.asarray((regions == sizes.argmax()) & (regions > 0))
@@ -237,7 +246,7 @@ def _trachea(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> Mask:
     # the enclosed air alone only where the trachea opens into outside air: it may cut a lung into odd pieces
     for holes in (air, enclosed):
         for box, chain in _chains(holes, spacing):
-            shortest_mm = 8 if box[0].stop == air.shape[0] else 25
+            shortest_mm = 8.0 if box[0].stop == air.shape[0] else 25.0
             dark = np.percentile(smooth[box][chain], 25) < darkest
             if (
                 dark
@@ -333,8 +342,8 @@ class _Region:
 
     def may_belong_to(self, lung: "_Region") -> bool:
         """A lung cut by several borders: hardly enclosed, but comparable with ``lung`` in size and filling."""
-        alike = self.median_hu > -940 and abs(self.median_hu - lung.median_hu) < 100
-        return alike and self.across + self.along > 2.2 and self.litres > 0.25 * lung.litres
+        alike = abs(self.median_hu - lung.median_hu) < 50 and self.litres > 0.25 * lung.litres
+        return alike and self.across + self.along > 2.2
 
 
 def _regions(labels: NDArray, smooth: Array, body: Mask, spacing: Spacing) -> list[_Region]:
@@ -358,13 +367,13 @@ def _choose(regions: list[_Region]) -> list[int]:
     """Labels of the regions that are lung, largest first."""
     not_gas = [region for region in regions if region.upper_hu >= GAS_HU]
     enclosed = [region for region in not_gas if region.enclosed]
-    # without any chest wall in the image, the values alone must do
-    candidates = enclosed or [region for region in not_gas if region.median_hu > -940]
-    if not candidates:
+    if not enclosed:  # without enough chest wall in the image, the values alone must do
+        enclosed = [region for region in not_gas if region.median_hu > -940][:1]
+    if not enclosed:
         return []
-    lung = candidates[0]
+    lung = enclosed[0]
     chosen = [region for region in enclosed if region.middle >= lung.bottom]  # separate air below is bowel gas
-    cut = [region for region in not_gas if not region.enclosed and region.may_belong_to(lung)]
+    cut = [region for region in not_gas if region not in enclosed and region.may_belong_to(lung)]
     return [region.label for region in (*chosen, *cut)]
 
 

@@ -52,7 +52,7 @@ class CascadeSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, list[int]]) -> "CascadeSettings":
-        """Inverse of `to_dict`; TypeError for unknown or missing names."""
+        """Inverse of `to_dict`; KeyError for missing names, unknown ones are passed over."""
         x, y, z = values["network_size"]
         return cls(tuple(values["features"]), tuple(values["factors"]), (x, y, z))
 
@@ -149,8 +149,6 @@ class Cascade(nn.Module):
     ) -> Float[Tensor, "n 3 z y x"]:
         """Displacement (mm) of one level; both images (HU) and the result on that level's ``grid``."""
         images = normalise(torch.cat([fixed, warped], dim=1))
-        if images.device.type == "cpu":
-            images = images.contiguous(memory_format=torch.channels_last_3d)
         with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
             voxels = self.levels[level](images)
         return world_displacement(voxels, grid)

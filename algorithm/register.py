@@ -22,13 +22,14 @@ from algorithm.geometry import (
     jacobian_determinant,
     resample,
     resample_image,
+    validity,
     warp,
     warp_image,
     with_affine,
 )
 from algorithm.images import Image, canonical, read_mask
-from algorithm.lungs import LungMask, crop_grid, lung_mask
-from algorithm.network import AIR_HU, Cascade
+from algorithm.lungs import SMALLEST_LITRES, LungMask, crop_grid, lung_mask
+from algorithm.network import AIR_HU, Cascade, downsample
 from algorithm.objective import ngf_distance
 from algorithm.prealign import PrealignSettings, Scan, prealign
 from algorithm.report import Report
@@ -100,13 +101,22 @@ class Transform:
             yield warped.to(moving.voxels.dtype) if moving.voxels.is_floating_point() else warped.round().short()
 
 
-def given_lungs(path: Path | None) -> LungMask | None:
-    """A lung mask from a file, in canonical storage order; None without one."""
+def given_lungs(path: Path | None, image: Image) -> LungMask | None:
+    """A lung mask from a file, in canonical storage order; None without one. InputError when it cannot be ``image``'s.
+
+    It is when it has the volume of a lung, and at least half of the box around it lies in the image.
+    """
     if path is None:
         return None
     mask, grid = read_mask(path)
     stored = canonical(Image(mask.short(), grid, path))
-    return LungMask(stored.voxels > 0, stored.grid)
+    lungs = LungMask(stored.voxels > 0, stored.grid)
+    if lungs.litres < SMALLEST_LITRES:
+        raise InputError(f"{path}: the mask has {lungs.litres:.2g} l, expected lungs of at least {SMALLEST_LITRES} l")
+    box = crop_grid(lungs, 0.0, (8, 8, 8))
+    if validity(torch.zeros(1, 3, *box.shape), box, image.grid).float().mean() < 0.5:
+        raise InputError(f"{path}: the mask lies outside {image.path}, expected the lungs in that image")
+    return lungs
 
 
 def slabs(grid: Grid, most_voxels: int = 4_000_000) -> Iterator[Grid]:
@@ -159,20 +169,22 @@ def register(
 
 
 def quality(pair: Prepared, displacement: Float[Tensor, "1 3 z y x"]) -> dict[str, float]:
-    """Overlap (Dice) of the lungs and NGF distance before and after the cascade; Jacobian determinant in the lungs."""
-    lungs = pair.fixed_lungs > 0.5
-    zero = torch.zeros_like(displacement)
-    determinant = jacobian_determinant(displacement, pair.grid)[lungs[:, 0]]
+    """How well it went, by results.json's names: Jacobian determinant of u in the lungs; before (pre-aligned) and after
+    the cascade the overlap of the lungs (Dice) and the NGF distance, both at half the network's resolution."""
+    determinant = jacobian_determinant(displacement, pair.grid)[pair.fixed_lungs[:, 0] > 0.5]
     result = {
         "folding_fraction": float((determinant <= 0).float().mean()),
         "jacobian_min": float(determinant.min()),
         "jacobian_max": float(determinant.max()),
     }
-    for name, u in (("before", zero), ("after", displacement)):
-        moving = torch.cat([pair.moving, pair.moving_lungs], dim=1)
-        warped = warp(moving, pair.moving_grid, u, pair.grid)
-        overlap = (lungs & (warped[:, 1:] > 0.5)).sum() * 2 / (lungs.sum() + (warped[:, 1:] > 0.5).sum())
-        distance = ngf_distance(pair.fixed, warped[:, :1], pair.grid, lungs, NGF_EDGE_HU_PER_MM)
+    fixed, moving, u = downsample(pair.fixed), downsample(pair.moving), downsample(displacement)
+    grid, moving_grid = pair.grid.coarsened(), pair.moving_grid.coarsened()
+    lungs, moving_lungs = downsample(pair.fixed_lungs) > 0.5, downsample(pair.moving_lungs)
+    for name, field_mm in (("before", torch.zeros_like(u)), ("after", u)):
+        warped = warp(torch.cat([moving, moving_lungs], dim=1), moving_grid, field_mm, grid)
+        warped_lungs = warped[:, 1:] > 0.5
+        overlap = 2 * (lungs & warped_lungs).sum() / (lungs.sum() + warped_lungs.sum())
+        distance = ngf_distance(fixed, warped[:, :1], grid, lungs, NGF_EDGE_HU_PER_MM)
         result |= {f"lung_dice_{name}": float(overlap), f"ngf_distance_{name}": float(distance)}
     return result
 

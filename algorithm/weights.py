@@ -52,12 +52,12 @@ def load_cascade(path: Path) -> LoadedCascade:
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != manifest["sha256"]:
         raise InputError(
-            f"{file}: the weights were altered: SHA-256 {sha256[:12]}…, manifest {manifest['sha256'][:12]}…"
+            f"{file}: the weights were altered: SHA-256 {sha256[:12]}…, manifest {str(manifest['sha256'])[:12]}…"
         )
     try:
         cascade = Cascade(CascadeSettings.from_dict(manifest["settings"]))
         cascade.load_state_dict({name: value.float() for name, value in load(content).items()})
-    except (SafetensorError, RuntimeError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: the weights do not fit the settings in {folder / MANIFEST}") from error
     return LoadedCascade(cascade.eval().requires_grad_(False), sha256)
 

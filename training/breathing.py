@@ -39,7 +39,7 @@ class BreathingSettings:
     """Control point distances of the B-spline fields."""
     detail_mm: tuple[float, ...] = (4.0, 2.0, 0.9, 0.35)
     """Standard deviation of their control points; each is drawn between 0 and twice this."""
-    mean_motion_mm: tuple[float, float] = (0.8, 8.0)
+    mean_motion_mm: tuple[float, float] = (0.8, 6.0)
     """Mean length of the motion in the lungs, drawn log-uniformly."""
     affine_mm: float = 2.0
     """Standard deviation of the pre-alignment's error at the surface of the lungs."""
@@ -124,11 +124,11 @@ def _diaphragm(
     """Power law in the height; x, y, z of the grid close to left, back, head."""
     x, y, z = _unit_coordinates(lungs.shape[2:], lungs)
     depth = ((1 - z) / 2).clamp(0, 1)  # 0 at the apex, 1 at the base
-    amplitude = _uniform(generator, -1, 1) * settings.diaphragm_mm
+    amplitude = _uniform(generator, -1.0, 1.0) * settings.diaphragm_mm
     profile = depth ** _uniform(generator, 1.0, 3.0)
-    modulation = 1 + _uniform(generator, 0, 0.5) * y + _uniform(generator, -0.3, 0.3) * x
-    cranial = amplitude * profile * modulation * (1 - _uniform(generator, 0, 0.4) * x**2)
-    front = amplitude * _uniform(generator, 0, 0.4) * torch.sin(math.pi * depth) * (y - 1) / 2
+    modulation = 1 + _uniform(generator, 0.0, 0.5) * y + _uniform(generator, -0.3, 0.3) * x
+    cranial = amplitude * profile * modulation * (1 - _uniform(generator, 0.0, 0.4) * x**2)
+    front = amplitude * _uniform(generator, 0.0, 0.4) * torch.sin(math.pi * depth) * (y - 1) / 2
     lateral = amplitude * _uniform(generator, -0.2, 0.2) * torch.sin(math.pi * depth) * x
     mm = torch.stack([v.expand(lungs.shape[2:]) for v in (lateral, front, cranial)])[None]
     return world_displacement(mm / _spacing(grid, mm), grid)
@@ -147,7 +147,7 @@ def _detail(
         z, y, x = (bspline_basis(n, spacing / s) for n, s in zip(grid.size[::-1], grid.spacing[::-1], strict=True))
         control = torch.randn(3, z.shape[1], y.shape[1], x.shape[1], generator=generator)
         # half the variance of the control points remains along each axis
-        control = control * (deviation * _uniform(generator, 0, 2) * 2**1.5)
+        control = control * (deviation * _uniform(generator, 0.0, 2.0) * 2**1.5)
         control = torch.einsum("xi,ckji->ckjx", x, control)
         control = torch.einsum("yj,ckjx->ckyx", y, control)
         total += torch.einsum("zk,ckyx->czyx", z, control)[None]
@@ -199,7 +199,7 @@ def _pulled(
 
 def _truncated(scan: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
     """The scan with up to 15 % of its slices missing at the upper or lower end."""
-    missing = int(_uniform(generator, 0, 0.15) * grid.size[2])
+    missing = int(_uniform(generator, 0.0, 0.15) * grid.size[2])
     scan = scan.clone()
     scan[:, :, slice(0, missing) if _uniform(generator) < 0.5 else slice(grid.size[2] - missing, None)] = AIR_HU
     return scan
@@ -214,5 +214,5 @@ def _scanned(image: Tensor, generator: torch.Generator, settings: BreathingSetti
         blurred = F.avg_pool3d(image, (3, 1, 1), stride=1, padding=(1, 0, 0), count_include_pad=False)
         image = torch.lerp(image, blurred, _uniform(generator))
     strength = settings.noise_hu * _uniform(generator) ** 2
-    scanned: Tensor = image + strength * noise + settings.offset_hu * _uniform(generator, -1, 1)
+    scanned: Tensor = image + strength * noise + settings.offset_hu * _uniform(generator, -1.0, 1.0)
     return scanned

@@ -9,6 +9,7 @@ mask in 1 bit. A pair is prepared as the algorithm does it; its moving landmarks
 
 import argparse
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def _grid_arrays(grid: Grid, prefix: str = "") -> dict[str, np.ndarray]:
     return {prefix + name: np.array(value) for name, value in asdict(grid).items()}
 
 
-def _grid(data: dict[str, np.ndarray], prefix: str = "") -> Grid:
+def _grid(data: Mapping[str, np.ndarray], prefix: str = "") -> Grid:
     size, spacing, origin = (data[prefix + name].tolist() for name in ("size", "spacing", "origin"))
     direction = tuple(tuple(row) for row in data[prefix + "direction"].tolist())
     return Grid(tuple(size), tuple(spacing), tuple(origin), direction)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from torch import Tensor
 from algorithm.geometry import Grid, compose, jacobian_determinant, resample, warp
 from algorithm.network import Cascade, CascadeSettings, downsample_by
 from algorithm.objective import Keypoints, Weights, objective
-from algorithm.weights import save_cascade
+from algorithm.weights import load_cascade, save_cascade
 from training.breathing import BreathingSettings, SimulatedPair, simulate
 from training.data import TrainingScan, ValidationPair, load_pair, load_scan
 
@@ -52,6 +52,9 @@ class TrainSettings:
     epsilon_hu_per_mm: tuple[float, ...] = (3.0, 5.0, 10.0)
     keypoints: int = 4096
     """Lung voxels drawn as keypoints in every step."""
+    reduction: tuple[int, ...] = (2, 2, 1)
+    """Downsampling at which pairs are simulated; the coarse level warps at twice its resolution, the middle at its
+    own, for the sake of time."""
     scale: float = 0.12
     """Largest relative change of each voxel edge: lungs of other sizes and shapes."""
     bfloat16: bool = True
@@ -76,6 +79,8 @@ class Run:
     train: Path
     out: Path
     validation: Path | None = None
+    initial: Path | None = None
+    """Weights to start from: levels with 0 steps keep them."""
     device: str = "cpu"
     validate_every: int = 250
     checkpoint_every: int = 100
@@ -90,7 +95,7 @@ def reduced(scan: TrainingScan, factor: int) -> TrainingScan:
 
 
 def simulated(scans: list[TrainingScan], level: int, step: int, settings: TrainSettings) -> SimulatedPair:
-    """The pair of one step, from scans at twice the resolution of the level (at the finest: its own)."""
+    """The pair of one step, at the resolution of the scans."""
     generator = torch.Generator().manual_seed((settings.seed * 10 + level) * 10_000_000 + step)
     scan = scans[int(torch.randint(len(scans), (), generator=generator))]
     stretch = 1 + settings.scale * (2 * torch.rand(3, generator=generator) - 1)
@@ -101,11 +106,11 @@ def simulated(scans: list[TrainingScan], level: int, step: int, settings: TrainS
     return simulate(voxels, lungs, replace(scan.grid, spacing=(x, y, z)), generator, BreathingSettings())
 
 
-def predict(cascade: Cascade, level: int, pair: SimulatedPair) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
+def predict(
+    cascade: Cascade, level: int, pair: SimulatedPair, reduction: int
+) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
     """The field after ``level``, differentiable in that level's parameters only."""
-    factor = cascade.settings.factors[level]
-    reduction = max(factor // 2, 1)
-    relative = factor // reduction
+    relative = cascade.settings.factors[level] // reduction
     grid = pair.grid.coarsened(relative) if relative > 1 else pair.grid
     if level == 0:
         return cascade(pair.fixed, pair.grid, pair.moving, pair.grid, 1, reduction)  # type: ignore[no-any-return]
@@ -178,6 +183,8 @@ def train(settings: TrainSettings, run: Run) -> None:
     run.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     cascade = Cascade(CascadeSettings()).to(device)
+    if run.initial is not None:
+        cascade.load_state_dict(load_cascade(run.initial).cascade.state_dict())
     cascade.precision = torch.bfloat16 if settings.bfloat16 else torch.float32
     checkpoint = run.out / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.exists() else None
@@ -188,7 +195,7 @@ def train(settings: TrainSettings, run: Run) -> None:
     first_level = state["level"] if state else 0
     for level in range(first_level, len(settings.steps)):
         resumed = state if state and level == first_level else None
-        if resumed is None and level > 0:
+        if resumed is None and level > 0 and settings.steps[level] > 0:
             cascade.levels[level].load_state_dict(cascade.levels[level - 1].state_dict())
         if not train_level(cascade, level, scans, pairs, settings, run, resumed, started):
             return
@@ -207,7 +214,7 @@ def train_level(
     started: float,
 ) -> bool:
     """All steps of one level; False when the time was up before."""
-    steps, reduction = settings.steps[level], max(cascade.settings.factors[level] // 2, 1)
+    steps, reduction = settings.steps[level], settings.reduction[level]
     scans = [reduced(scan, reduction) for scan in scans]
     optimiser = torch.optim.Adam(cascade.levels[level].parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1), settings.learning_rate / 10)
@@ -225,7 +232,7 @@ def train_level(
             break
         pair = to_device(simulated(scans, level, step, settings), torch.device(run.device))
         generator = torch.Generator().manual_seed(step)
-        displacement, grid = predict(cascade, level, pair)
+        displacement, grid = predict(cascade, level, pair, reduction)
         value, terms = loss(displacement, grid, pair, settings.weights(level), settings, generator)
         optimiser.zero_grad()
         value.backward()
@@ -293,13 +300,21 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="folder of packed scans")
     parser.add_argument("--validation", type=Path, help="folder of packed pairs")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--initial", type=Path, help="weights folder to start from; levels with 0 steps keep them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, nargs=3, default=TrainSettings().steps, help="of each level")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after so long")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     settings = TrainSettings(steps=tuple(arguments.steps))
-    run = Run(arguments.train, arguments.out, arguments.validation, arguments.device, minutes=arguments.minutes)
+    run = Run(
+        arguments.train,
+        arguments.out,
+        arguments.validation,
+        arguments.initial,
+        arguments.device,
+        minutes=arguments.minutes,
+    )
     train(settings, run)
 
 

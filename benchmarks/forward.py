@@ -1,0 +1,76 @@
+"""How long one pass through the cascade takes, by memory layout and arithmetic, beside the arithmetic floor.
+
+    python -m benchmarks.forward [--device cuda] [--repeats 3]
+
+Random volumes of 192×160×192 voxels; the time is the median over the repeats after one warm-up. The floor is the
+cascade's floating-point operations over the rate of one large matrix product in the same arithmetic.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from algorithm.geometry import Grid
+from algorithm.network import Cascade, UNet
+
+GFLOP = 728.0
+"""Three U-Nets at 192×160×192, 96×80×96 and 48×40×48 voxels, a multiplication and an addition counted as two."""
+
+
+def seconds(body: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median time of ``body``."""
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        body()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def peak_gflops(dtype: torch.dtype, device: torch.device, repeats: int, size: int = 4096) -> float:
+    """Rate of a large matrix product."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype).unbind(0)
+    return 2 * size**3 / seconds(lambda: a @ b, repeats, device) / 1e9
+
+
+@torch.inference_mode()
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    grid = Grid((192, 160, 192), (1.5, 1.5, 1.5))
+    fixed, moving = (torch.randn(1, 1, *grid.shape, device=device) * 300 - 700 for _ in range(2))
+    print(f"{device}, {torch.get_num_threads()} threads, {GFLOP:.0f} GFLOP")
+    print("| arithmetic | layout of the weights | whole cascade s | one full-size U-Net s | floor s |")
+    print("| --- | --- | --- | --- | --- |")
+    for dtype in (torch.float32, torch.bfloat16 if device.type == "cpu" else torch.float16):
+        floor = GFLOP / peak_gflops(dtype, device, arguments.repeats)
+        for layout in (torch.contiguous_format, torch.channels_last_3d):
+            cascade = Cascade().to(device).eval()
+            for parameter in cascade.parameters():
+                if parameter.ndim == 5:  # a convolution takes the layout of its weights
+                    parameter.data = parameter.data.contiguous(memory_format=layout)
+            cascade.precision = dtype
+            whole = seconds(lambda: cascade(fixed, grid, moving, grid), arguments.repeats, device)  # noqa: B023
+            network = seconds(lambda: one_network(cascade, fixed), arguments.repeats, device)  # noqa: B023
+            print(f"| {dtype} | {layout} | {whole:.2f} | {network:.2f} | {floor:.2f} |", flush=True)
+
+
+def one_network(cascade: Cascade, fixed: torch.Tensor) -> torch.Tensor:
+    """The finest U-Net alone, without warping."""
+    network = cascade.levels[-1]
+    assert isinstance(network, UNet)
+    with torch.autocast(fixed.device.type, cascade.precision, enabled=cascade.precision != torch.float32):
+        return network(torch.cat([fixed, fixed], dim=1))  # type: ignore[no-any-return]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""What several test files share: a small pair of scans, and weights for it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from algorithm.network import Cascade, CascadeSettings
+from algorithm.weights import save_cascade
+from phantom.__main__ import write_pair
+from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
+
+
+@pytest.fixture(scope="session")
+def example_pair() -> PhantomPair:
+    """A chest of 8 mm voxels; the two scans differ in their grids."""
+    return make_pair(PhantomSettings(fixed_grid=chest_grid((36, 30, 34)), moving_grid=chest_grid((34, 32, 36))))
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory, example_pair: PhantomPair) -> Path:
+    """The folder of that pair."""
+    folder = tmp_path_factory.mktemp("example")
+    write_pair(folder, example_pair)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small untrained cascade whose displacements are of some mm, without foldings."""
+    folder = tmp_path_factory.mktemp("weights")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        cascade = Cascade(CascadeSettings(features=(4, 8, 16), network_size=(32, 32, 32)))
+    with torch.no_grad():
+        for level in cascade.levels:
+            level.last.weight.mul_(10)
+    save_cascade(folder, cascade, {"data": "none"})
+    return folder

@@ -1,0 +1,81 @@
+"""Runs the main program in this process, and reads what it wrote the way any user would: with SimpleITK."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from algorithm.__main__ import main
+from algorithm.prealign import PrealignSettings
+from algorithm.register import PrepareSettings, prepare
+from tests.golden_check import landmark_errors_mm, read_only_image
+
+COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, polish=10))
+"""Close to the default on phantoms, in a tenth of its time."""
+
+
+def call_main(*arguments: object) -> int:
+    """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
+        patch.setattr("algorithm.register.prepare", functools.partial(prepare, settings=COARSE))
+        try:
+            return main()
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            return end.code
+
+
+def pair_options(example: Path, output: Path, weights: Path) -> list[str]:
+    """The options for the pair in a folder as `phantom` writes it, on the CPU."""
+    files = [f"--fixed={example / 'fixed.mha'}", f"--moving={example / 'moving.mha'}"]
+    return [*files, f"--output={output}", f"--weights={weights}", "--device=cpu"]
+
+
+def files_below(folder: Path) -> set[str]:
+    """All files, hidden ones too, relative to the folder; none when there is no folder."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def field_image(output: Path) -> sitk.Image:
+    """The one displacement field."""
+    return read_only_image(output / "images" / "displacement-field")
+
+
+def field_array(output: Path) -> np.ndarray:
+    """The displacements (z, y, x, 3) in mm; the 4-D layout brought into this order."""
+    image = field_image(output)
+    array: np.ndarray = sitk.GetArrayFromImage(image)
+    return np.moveaxis(array, 0, -1) if image.GetDimension() == 4 else array
+
+
+def warped_image(output: Path) -> sitk.Image:
+    """The one warped image."""
+    return read_only_image(output / "images" / "warped-moving")
+
+
+def results(output: Path) -> dict[str, Any]:
+    """results.json, read by the letter: no NaN, no Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"results.json holds {constant}, which is no JSON")
+
+    content: dict[str, Any] = json.loads((output / "results.json").read_text(), parse_constant=refuse)
+    return content
+
+
+def prealignment_errors_mm(output: Path, example: Path) -> tuple[float, float]:
+    """Mean landmark error of the identity, and of the affine pre-alignment in results.json."""
+    affine = results(output)["prealignment"]
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.ravel(affine["matrix"]).tolist())
+    transform.SetTranslation(affine["offset"])
+    before, after = (
+        float(landmark_errors_mm(t, example).mean()) for t in (sitk.Transform(3, sitk.sitkIdentity), transform)
+    )
+    return before, after

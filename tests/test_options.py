@@ -1,0 +1,76 @@
+"""The command line: every field of Options is an option; what is wrong is said in one sentence."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from algorithm import __version__
+from algorithm.errors import InputError
+from algorithm.interface import Inputs
+from algorithm.options import HELP, Options, parse
+from tests.running import call_main
+
+
+def test_without_options_it_runs_as_the_platform_wants_it() -> None:
+    options = parse([])
+    assert options == Options()
+    assert (options.input, options.output, options.device) == (Path("/input"), Path("/output"), "auto")
+
+
+def test_every_field_is_an_option_with_a_help_text() -> None:
+    assert {entry.name for entry in fields(Options)} == HELP.keys()
+    paths = {name: f"/some/{name}" for name in HELP if name not in ("device", "refine", "field_layout")}
+    arguments = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
+    options = parse([*arguments, "--device", "cpu", "--refine=off", "--field-layout", "itk"])
+    assert {name: str(getattr(options, name)) for name in paths} == paths
+    assert (options.device, options.refine, options.field_layout) == ("cpu", "off", "itk")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--nonsense"], "--nonsense"),
+        (["scan.mha"], "scan.mha"),
+        (["--refine", "nonsense"], "--refine: invalid choice: 'nonsense'"),
+        (["--device=nonsense"], "--device: invalid choice: 'nonsense'"),
+        (["--field-layout=ants"], "--field-layout: invalid choice: 'ants'"),
+        (["--output"], "--output"),
+        (["--out=x"], "--out=x"),  # no abbreviations: they would change their meaning with the next option
+        (["--fixed=a.mha"], "--moving is missing"),
+        (["--moving=a.mha"], "--fixed is missing"),
+        (["--fixed-mask=a.mha"], "--fixed-mask"),
+    ],
+)
+def test_wrong_arguments(capfd: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:
+    assert call_main(*arguments) == 2
+    message = capfd.readouterr().err
+    assert names in message.splitlines()[-1]
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(("option", "says"), [("--version", __version__), ("--help", "--field-layout")])
+def test_information(capfd: pytest.CaptureFixture[str], option: str, says: str) -> None:
+    assert call_main(option) == 0
+    printed = capfd.readouterr()
+    assert says in printed.out and printed.err == ""
+
+
+def test_help_says_every_default_there_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert call_main("--help") == 0
+    text = re.sub(r"\s+", " ", capfd.readouterr().out)
+    for default in ("/input", "/output", "auto", "off"):
+        assert f"(default: {default})" in text
+
+
+def test_files_from_options() -> None:
+    fixed, moving, mask = Path("a.mha"), Path("b.nii"), Path("c.mha")
+    assert Options(fixed=fixed, moving=moving).inputs() == Inputs(fixed, moving)
+    assert Options(fixed=fixed, moving=moving, moving_mask=mask).inputs() == Inputs(fixed, moving, None, mask)
+
+
+def test_masks_alone_are_refused(tmp_path: Path) -> None:
+    """Those of the input folder have their own names: a mixture would be a mistake."""
+    with pytest.raises(InputError, match="--fixed-mask"):
+        Options(input=tmp_path, moving_mask=Path("c.mha")).inputs()

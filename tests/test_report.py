@@ -1,0 +1,108 @@
+"""results.json: version, weights, device, timings, quality figures, memory, warnings."""
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from algorithm import __version__
+from algorithm.interface import write_results
+from algorithm.register import choose_device
+from algorithm.report import Report
+from algorithm.weights import FILE
+from tests.running import call_main, pair_options, results
+
+
+def test_timings_add_up() -> None:
+    report = Report()
+    for name in ("a", "b", "a"):
+        with report.timed(name):
+            time.sleep(0.02)
+    timings = report.to_dict()["timings_s"]
+    assert list(timings) == ["a", "b", "total"]
+    assert timings["b"] >= 0.02
+    assert timings["a"] >= 0.04
+    assert timings["total"] >= timings["a"] + timings["b"]
+
+
+def test_warnings_are_kept_in_order_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    report = Report()
+    with caplog.at_level(logging.WARNING):
+        report.warn("First.")
+        report.warn("Second.")
+    assert report.to_dict()["warnings"] == caplog.messages == ["First.", "Second."]
+
+
+def test_later_values_replace_earlier_ones() -> None:
+    report = Report()
+    report.set(device="cpu", fixed="a")
+    report.set(device="cuda")
+    assert report.to_dict().items() >= {"version": __version__, "device": "cuda", "fixed": "a"}.items()
+
+
+def test_memory_is_that_of_this_process() -> None:
+    """Torch alone takes more than 100 MB; no test machine has a terabyte in use."""
+    assert 100 < Report().to_dict()["peak_memory_mb"] < 1e6
+
+
+def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
+    report = Report()
+    report.set(quality={"lung_dice_after": float("nan"), "jacobian_max": math.inf, "jacobian_min": 0.5})
+    write_results(tmp_path / "results.json", report.to_dict())
+    assert results(tmp_path)["quality"] == {"lung_dice_after": None, "jacobian_max": None, "jacobian_min": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("option", "gpu", "device", "warns"),
+    [("auto", True, "cuda", False), ("auto", False, "cpu", True), ("cpu", True, "cpu", False)],
+)
+def test_device(monkeypatch: pytest.MonkeyPatch, option: str, gpu: bool, device: str, warns: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    report = Report()
+    assert choose_device(option, report) == torch.device(device)
+    assert ("No GPU" in " ".join(report.to_dict()["warnings"])) == warns
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, example: Path, small_weights: Path) -> dict[str, Any]:
+    """results.json of a run that looks for a GPU in vain."""
+    output = tmp_path_factory.mktemp("output")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert call_main(*pair_options(example, output, small_weights), "--device=auto") == 0
+    return results(output)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def test_written_results_say_what_was_run(written: dict[str, Any], small_weights: Path) -> None:
+    assert written["version"] == __version__
+    assert (written["fixed"], written["moving"], written["device"]) == ("fixed.mha", "moving.mha", "cpu")
+    assert written["weights_sha256"] == hashlib.sha256((small_weights / FILE).read_bytes()).hexdigest()
+    assert any("No GPU" in warning for warning in written["warnings"])
+
+
+def test_written_numbers_are_finite_and_in_their_range(written: dict[str, Any]) -> None:
+    assert all(value is None or isinstance(value, str) or math.isfinite(value) for value in leaves(written))
+    timings, quality = written["timings_s"], written["quality"]
+    assert timings.keys() == {"read", "prepare", "cascade", "quality", "write field", "write warped", "total"}
+    assert all(value >= 0 for value in timings.values())
+    assert timings["total"] == pytest.approx(sum(timings.values()) - timings["total"], abs=0.5)
+    assert quality["folding_fraction"] == 0
+    assert 0 < quality["jacobian_min"] < 1 < quality["jacobian_max"] < 3
+    for when in ("before", "after"):
+        assert 0.8 < quality[f"lung_dice_{when}"] <= 1
+        assert 0 <= quality[f"ngf_distance_{when}"] <= 1
+    assert quality["lung_dice_before"] != quality["lung_dice_after"]
