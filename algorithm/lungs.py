@@ -73,8 +73,8 @@ def lung_mask(
     litres = float(mask.sum()) * _voxel_litres(spacing)
     if litres < SMALLEST_LITRES:
         raise InputError(
-            f"{name} holds no lung: the largest air-filled region inside the body is {largest:.1f} l, at least "
-            f"{SMALLEST_LITRES} l expected; are the values Hounsfield units?"
+            f"{name} holds no lung: the largest region of lung density inside the body is {largest:.1f} l, at "
+            f"least {SMALLEST_LITRES} l expected; are the values Hounsfield units?"
         )
     log.info("%s: lungs of %.2f l", name, litres)
     return LungMask(torch.from_numpy(mask)[None, None], working)
@@ -169,9 +169,9 @@ def _in_lps_order(volumes: list[Array], grid: Grid) -> tuple[list[Array], Grid]:
 
 
 def _lungs(hu: Array, padding: Mask, spacing: Spacing) -> tuple[Mask, float]:
-    """The lungs, and the litres of the largest region of air inside the body."""
+    """The lungs, and the litres of the largest region of lung density inside the body."""
     smooth = ndimage.gaussian_filter(hu, [1.5 / s for s in spacing])
-    air = (smooth < AIR_HU) & ~padding
+    air = _without_padding_rim((smooth < AIR_HU) & ~padding, padding, spacing)
     body = _body(~air & ~padding, spacing)
     mask = np.zeros_like(air)
     if not body.any():
@@ -183,6 +183,13 @@ def _lungs(hu: Array, padding: Mask, spacing: Spacing) -> tuple[Mask, float]:
     )
     mask[box], largest = _lungs_in_body(smooth[box], air[box], body[box], spacing)
     return _without_fragments(mask & ~padding, spacing), largest
+
+
+def _without_padding_rim(air: Mask, padding: Mask, spacing: Spacing) -> Mask:
+    """The air without the thin layer where tissue and padding mix: next to padding only what has air behind it."""
+    steps = _steps(5.0, spacing)
+    inner = air & ~ndimage.binary_dilation(padding, iterations=steps)
+    return np.asarray(inner | (air & ndimage.binary_dilation(inner, iterations=steps)))
 
 
 def _without_fragments(mask: Mask, spacing: Spacing) -> Mask:
@@ -202,7 +209,7 @@ def _lungs_in_body(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> tu
     regions = _regions(labels, smooth, body, spacing)
     log.debug("regions of air: %s", regions)
     chosen = _choose(regions)
-    largest = max((region.litres for region in regions if region.enclosed), default=0.0)
+    largest = max((r.litres for r in regions if r.enclosed and r.upper_hu >= GAS_HU), default=0.0)
     if not chosen:
         return np.zeros_like(air), largest
     others = ndimage.binary_dilation(np.isin(labels, [0, *chosen], invert=True), iterations=_steps(CORE_MM, spacing))

@@ -83,7 +83,7 @@ class Transform:
     displacement: Float[Tensor, "1 3 z y x"]
     """u in mm on ``grid``, on the CPU."""
     grid: Grid
-    affine: Affine
+    affine: Affine = Affine()  # noqa: RUF009  (immutable)
 
     def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
         """The displacement affine(x + u(x)) - x on any grid of the fixed world, mm."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from algorithm.errors import InputError
 from algorithm.network import Cascade, CascadeSettings
@@ -78,7 +78,7 @@ def save_cascade(folder: Path, cascade: Cascade, provenance: dict[str, Any]) -> 
     """Writes weights (half precision) and manifest; ``provenance`` is kept in the manifest as "training"."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to(torch.float16).contiguous() for name, value in cascade.state_dict().items()}
-    save_file(state, folder / FILE)
+    (folder / FILE).write_bytes(save(state))
     manifest = {
         "file": FILE,
         "sha256": hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),

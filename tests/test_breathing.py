@@ -143,7 +143,8 @@ def test_the_fixed_lungs_are_the_pulled_back_lungs(seed: int) -> None:
 def test_no_lung_is_seen_outside_the_fixed_lungs(seed: int) -> None:
     pair = pair_of(textured(-900, -800), seed)
     outside = F.max_pool3d(pair.fixed_lungs, 3, stride=1, padding=1) == 0
-    assert pair.fixed[outside].min() > -50
+    assert pair.fixed[outside].min() > -230  # half lung, half tissue is filled by half: a quarter of 930 HU remains
+    assert (pair.fixed[outside] < -50).float().mean() < 0.01
     assert pair.fixed[pair.fixed_lungs > 0.999].mean() < -700
 
 

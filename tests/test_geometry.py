@@ -594,6 +594,31 @@ def test_padding_is_raised_before_any_smoothing(size: tuple[int, int, int]) -> N
     assert ours.max() <= -699.999
 
 
+def test_a_part_is_the_part_of_the_whole() -> None:
+    source = replace(OBLIQUE, size=(36, 33, 30))
+    image = 100 * torch.randn(1, 1, *source.shape, generator=torch.Generator().manual_seed(5))
+    coarse = source.coarsened(3)
+    whole = resample_image(image, source, coarse, least=-1e6, fill=FILL)
+    part = resample_image(image, source, coarse.cropped((5, 4, 3), (3, 4, 5)), least=-1e6, fill=FILL)
+    torch.testing.assert_close(part, whole[:, :, 3:8, 4:8, 5:8], atol=1e-3, rtol=0)
+
+
+@given(grids(min_size=3, max_size=6), rotations(), numbers(0.4, 4.0), generators())
+@PROPERTY
+def test_an_affine_map_moves_the_target_s_voxels(
+    source: Grid, turn: np.ndarray, scale: float, generator: torch.Generator
+) -> None:
+    image = random_volume(source, generator).float()
+    target = moved_to(Grid((5, 4, 3), direction=OBLIQUE.direction), np.array([900.0, -40.0, 7.0]))
+    affine = Affine.from_arrays(scale * turn, middle(source) - scale * turn @ middle(target))
+    moved = replace(target, spacing=(scale, scale, scale), direction=as_matrix(turn @ target.direction))
+    expected = resample_image(image, source, moved_to(moved, middle(source)), least=-1e6, fill=FILL)
+    found = resample_image(image, source, target, affine=affine, least=-1e6, fill=FILL)
+    index = source.to_index(positions(moved_to(moved, middle(source))))
+    undecided = (np.abs(index - np.floor(index) - 0.5) < 1e-3).any(axis=-1)
+    np.testing.assert_allclose(found[0, 0].numpy()[~undecided], expected[0, 0].numpy()[~undecided], atol=0.1)
+
+
 def test_only_the_needed_part_is_read() -> None:
     generator = torch.Generator().manual_seed(4)
     source = replace(OBLIQUE, size=(40, 40, 40))

@@ -175,32 +175,38 @@ def validate(cascade: Cascade, level: int, pairs: list[ValidationPair]) -> dict[
 def train(settings: TrainSettings, run: Run) -> None:
     """Trains, or goes on with the training in ``run.out``."""
     started = time.monotonic()
-    device = torch.device(run.device)
     scans = [load_scan(path) for path in sorted(run.train.glob("*.npz"))]
     pairs = [load_pair(path) for path in sorted(run.validation.glob("*.npz"))] if run.validation else []
     if not scans:
         raise SystemExit(f"{run.train} holds no .npz scans; training.data makes them")
     run.out.mkdir(parents=True, exist_ok=True)
+    cascade, state = start(settings, run)
+    first_level = state["level"] if state else 0
+    for level in range(first_level, len(settings.steps)):
+        resumed = state if state and level == first_level else None
+        if not train_level(cascade, level, scans, pairs, settings, run, resumed, started):
+            return
+        if settings.steps[level] > 0:
+            for finer in cascade.levels[level + 1 :]:  # where their training starts, and usable without any
+                finer.load_state_dict(cascade.levels[level].state_dict())
+        provenance = {"commit": commit(), "settings": asdict(settings), "levels": level + 1, "scans": len(scans)}
+        save_cascade(run.out / "weights", cascade, provenance)
+
+
+def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
+    """The cascade to go on with, and the checkpoint that it comes from, if any."""
     torch.manual_seed(settings.seed)
-    cascade = Cascade(CascadeSettings()).to(device)
+    cascade = Cascade(CascadeSettings())
     if run.initial is not None:
         cascade.load_state_dict(load_cascade(run.initial).cascade.state_dict())
     cascade.precision = torch.bfloat16 if settings.bfloat16 else torch.float32
     checkpoint = run.out / "checkpoint.pt"
-    state = torch.load(checkpoint, weights_only=True, map_location=device) if checkpoint.exists() else None
+    state = torch.load(checkpoint, weights_only=True, map_location=run.device) if checkpoint.exists() else None
     if state is not None:
         if state["settings"] != json.dumps(asdict(settings)):
             raise SystemExit(f"{checkpoint} was made with other settings: {state['settings']}")
         cascade.load_state_dict(state["cascade"])
-    first_level = state["level"] if state else 0
-    for level in range(first_level, len(settings.steps)):
-        resumed = state if state and level == first_level else None
-        if resumed is None and level > 0 and settings.steps[level] > 0:
-            cascade.levels[level].load_state_dict(cascade.levels[level - 1].state_dict())
-        if not train_level(cascade, level, scans, pairs, settings, run, resumed, started):
-            return
-        provenance = {"commit": commit(), "settings": asdict(settings), "levels": level + 1, "scans": len(scans)}
-        save_cascade(run.out / "weights", cascade, provenance)
+    return cascade.to(run.device), state
 
 
 def train_level(
@@ -303,10 +309,11 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, help="weights folder to start from; levels with 0 steps keep them")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, nargs=3, default=TrainSettings().steps, help="of each level")
+    parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after so long")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = TrainSettings(steps=tuple(arguments.steps))
+    settings = TrainSettings(steps=tuple(arguments.steps), learning_rate=arguments.learning_rate)
     run = Run(
         arguments.train,
         arguments.out,
