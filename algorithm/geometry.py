@@ -11,6 +11,7 @@ ITK), and farther out either the border value (fields) or a fill value (images).
 ``grid_sample``, always with ``align_corners=True``.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -117,6 +118,35 @@ class Affine:
         return type(self).from_arrays(inverse, -inverse @ np.array(self.offset))
 
 
+def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
+    """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
+
+    Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
+    Frobenius norm. Ties (axes at 45°) go to the first permutation in lexical order.
+    """
+    direction = np.array(grid.direction)
+    x, y, z = max(
+        itertools.permutations(range(3)),
+        key=lambda axes: round(sum(abs(float(direction[a, axes[a]])) for a in range(3)), 6),
+    )
+    flip_x, flip_y, flip_z = (bool(direction[a, axis] < 0) for a, axis in enumerate((x, y, z)))
+    return (x, y, z), (flip_x, flip_y, flip_z)
+
+
+def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
+    """The same voxel centres, new axis a being old axis ``axes[a]``, backwards where ``flips[a]``."""
+    signs = np.where(flips, -1.0, 1.0)
+    direction = np.array(grid.direction)[:, list(axes)] * signs + 0.0
+    corner = np.zeros(3)
+    for a in range(3):
+        corner[axes[a]] = grid.size[axes[a]] - 1 if flips[a] else 0
+    ox, oy, oz = grid.to_world(corner)
+    x, y, z = (grid.size[a] for a in axes)
+    sx, sy, sz = (grid.spacing[a] for a in axes)
+    rows = ((float(r[0]), float(r[1]), float(r[2])) for r in direction)
+    return Grid((x, y, z), (sx, sy, sz), (float(ox), float(oy), float(oz)), (next(rows), next(rows), next(rows)))
+
+
 def linear_index_map(
     matrix: Float[Tensor, "3 3"], offset: Float[Tensor, " 3"], shape: Size
 ) -> Float[Tensor, "1 z y x 3"]:
@@ -146,7 +176,7 @@ def sample(
     index: Float[Tensor, "m zz yy xx 3"],
     fill: float | None = None,
     nearest: bool = False,
-) -> Float[Tensor, "m c zz yy xx"]:
+) -> Float[Tensor, "k c zz yy xx"]:
     """Values of ``volume`` at continuous indices (x, y, z), trilinear or nearest.
 
     Outside the volume the border value holds; with ``fill``, only up to half a voxel outside, then the fill value.

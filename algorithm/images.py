@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float32, Int16, Shaped
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.geometry import Grid, Matrix, Size
+from algorithm.geometry import Grid, Matrix, canonical_axes, restored
 
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
@@ -352,35 +352,6 @@ def canonical(image: Image) -> Image:
     voxels = image.voxels.permute(0, 1, *(4 - axes[a] for a in (2, 1, 0)))
     voxels = voxels.flip([4 - a for a in range(3) if flips[a]]) if any(flips) else voxels
     return Image(voxels.contiguous(), restored(image.grid, axes, flips), image.path)
-
-
-def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
-    """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
-
-    Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
-    Frobenius norm. Ties (axes at 45°) go to the first permutation in lexical order.
-    """
-    direction = np.array(grid.direction)
-    x, y, z = max(
-        itertools.permutations(range(3)),
-        key=lambda axes: round(sum(abs(float(direction[a, axes[a]])) for a in range(3)), 6),
-    )
-    flip_x, flip_y, flip_z = (bool(direction[a, axis] < 0) for a, axis in enumerate((x, y, z)))
-    return (x, y, z), (flip_x, flip_y, flip_z)
-
-
-def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
-    """The same voxel centres, new axis a being old axis ``axes[a]``, backwards where ``flips[a]``."""
-    signs = np.where(flips, -1.0, 1.0)
-    direction = np.array(grid.direction)[:, list(axes)] * signs + 0.0
-    corner = np.zeros(3)
-    for a in range(3):
-        corner[axes[a]] = grid.size[axes[a]] - 1 if flips[a] else 0
-    ox, oy, oz = grid.to_world(corner)
-    x, y, z = (grid.size[a] for a in axes)
-    sx, sy, sz = (grid.spacing[a] for a in axes)
-    rows = ((float(r[0]), float(r[1]), float(r[2])) for r in direction)
-    return Grid((x, y, z), (sx, sy, sz), (float(ox), float(oy), float(oz)), (next(rows), next(rows), next(rows)))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

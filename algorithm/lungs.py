@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.geometry import Grid, Matrix, Size, Vector, resample
+from algorithm.geometry import Grid, Size, Vector, canonical_axes, resample, restored
 
 log = logging.getLogger(__name__)
 
@@ -149,20 +149,11 @@ def _constant_air(hu: Array) -> Mask:
 
 def _in_lps_order(volumes: list[Array], grid: Grid) -> tuple[list[Array], Grid]:
     """Index axes permuted and flipped so that the direction comes closest to the identity."""
-    direction = np.array(grid.direction)
-    order = max(itertools.permutations(range(3)), key=lambda p: sum(abs(direction[w, i]) for w, i in enumerate(p)))
-    signs = [1 if direction[w, i] > 0 else -1 for w, i in enumerate(order)]
-    first = np.zeros(3)
-    for sign, i in zip(signs, order, strict=True):
-        first[i] = 0 if sign > 0 else grid.size[i] - 1
-    x, y, z = (grid.size[i] for i in order)
-    columns = direction[:, order] * signs
-    ordered = Grid(
-        (x, y, z), _vector(np.array(grid.spacing)[list(order)]), _vector(grid.to_world(first)), _matrix(columns)
-    )
-    array_axes = [2 - i for i in reversed(order)]
-    steps = tuple(slice(None, None, sign) for sign in reversed(signs))
-    return [np.ascontiguousarray(v.transpose(array_axes)[steps]) for v in volumes], ordered
+    axes, flips = canonical_axes(grid)
+    order = [2 - axes[a] for a in (2, 1, 0)]
+    flipped = tuple(2 - a for a in range(3) if flips[a])
+    stored = [np.ascontiguousarray(np.flip(volume.transpose(order), flipped)) for volume in volumes]
+    return stored, restored(grid, axes, flips)
 
 
 # ---- from air to lungs
@@ -413,8 +404,3 @@ def _voxel_litres(spacing: Spacing) -> float:
 def _vector(values: np.ndarray) -> Vector:
     x, y, z = (float(v) for v in values)
     return x, y, z
-
-
-def _matrix(values: np.ndarray) -> Matrix:
-    a, b, c = (_vector(row) for row in values)
-    return a, b, c

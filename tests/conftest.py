@@ -1,5 +1,6 @@
 """What several test files share: a small pair of scans, and weights for it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from algorithm.network import Cascade, CascadeSettings
 from algorithm.weights import save_cascade
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On tensors as small as most of these, threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

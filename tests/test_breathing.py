@@ -1,6 +1,5 @@
 """Simulated breathing: the field is the exact motion of the images, and everything is within its stated range."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,19 +15,12 @@ from algorithm.network import AIR_HU
 from training import breathing
 from training.breathing import BreathingSettings, SimulatedPair, bspline_basis, motion, simulate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROPERTY = settings(deadline=None, max_examples=8)
 GRID = Grid((36, 32, 40), spacing=(7.0, 7.5, 6.0), origin=(-120.0, -110.0, 50.0))
 QUIET = BreathingSettings(noise_hu=0.0, offset_hu=0.0, truncation=0.0)
 SEEDS = st.integers(0, 2**31)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On volumes as small as these, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import ast
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +36,8 @@ from algorithm.geometry import (
 )
 from tests.strategies import as_matrix, generators, grids, numbers, rotations, smooth_field
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROPERTY = settings(deadline=None, max_examples=20)
 FILL = -1000.0
 OBLIQUE = Grid(
@@ -44,15 +46,6 @@ OBLIQUE = Grid(
     origin=(-120.0, 33.0, 410.0),
     direction=((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8)),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors as small as these, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- what the tests share --------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,18 +25,11 @@ from algorithm.geometry import (
 from algorithm.network import Cascade, CascadeSettings, UNet, downsample, downsample_by, normalise
 from tests.strategies import as_matrix, generators, grids, rotations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROPERTY = settings(deadline=None, max_examples=10)
 TINY = CascadeSettings(features=(4, 8), factors=(2, 1), network_size=(16, 12, 20))
 OBLIQUE: Matrix = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors as small as these, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def linear(grid: Grid, matrix: np.ndarray, offset: np.ndarray) -> Tensor:

@@ -1,6 +1,6 @@
 """What all terms share: derivatives, invariances, empty masks, batches; and their sum."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -24,6 +24,8 @@ from algorithm.objective import (
 )
 from tests.strategies import as_matrix, generators, rotations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROPERTY = settings(deadline=None, max_examples=15)
 GRID = Grid(
     size=(7, 6, 5),
@@ -31,15 +33,6 @@ GRID = Grid(
     origin=(-120.0, 33.0, 410.0),
     direction=((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8)),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors as small as these, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

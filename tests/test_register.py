@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
-from algorithm.geometry import IDENTITY, Affine, Grid, displacement_at
-from algorithm.images import restored, write_image
+from algorithm.geometry import IDENTITY, Affine, Grid, displacement_at, restored
+from algorithm.images import write_image
 from algorithm.register import Transform, slabs
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair

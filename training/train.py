@@ -80,7 +80,7 @@ class Run:
     out: Path
     validation: Path | None = None
     initial: Path | None = None
-    """Weights to start from: levels with 0 steps keep them."""
+    """Weights to start from. A level with 0 steps keeps them, unless a coarser one is trained: then it takes its."""
     device: str = "cpu"
     validate_every: int = 250
     checkpoint_every: int = 100
@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True, help="folder of packed scans")
     parser.add_argument("--validation", type=Path, help="folder of packed pairs")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--initial", type=Path, help="weights folder to start from; levels with 0 steps keep them")
+    parser.add_argument("--initial", type=Path, help="weights folder to start from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, nargs=3, default=TrainSettings().steps, help="of each level")
     parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
