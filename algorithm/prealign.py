@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, inside, linear_index_map, sample
 from algorithm.network import downsample
 from algorithm.objective.local_correlation import local_correlation_distance
@@ -67,7 +68,7 @@ class Scan:
 
 
 def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSettings()) -> Affine:
-    """The affine map (mm, LPS) from fixed to moving world positions."""
+    """The affine map (mm, LPS) from fixed to moving world positions; InputError when the images share too little."""
     coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
     candidates = []
     for name, start in starts(fixed, moving).items():
@@ -75,6 +76,11 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
         log.debug("pre-alignment from %s: %.4f", name, value)
         candidates.append((value, name, affine))
     value, name, best = min(candidates, key=lambda candidate: candidate[0])
+    if not np.isfinite(value):
+        raise InputError(
+            f"the moving image shows less than {settings.least_overlap:.0%} of the fixed lungs wherever it is placed, "
+            "expected two scans of the same lungs"
+        )
     affine, polished = _minimise(fixed, moving, best, settings.polish, settings.step_mm / 3, settings)
     log.info("pre-alignment: from %s, objective %.4f, polished %.4f", name, value, polished)
     return affine

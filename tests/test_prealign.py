@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from algorithm import prealign as module
+from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, resample_image
 from algorithm.prealign import PrealignSettings, Scan, prealign, starts
 from phantom import PhantomPair, PhantomSettings, chest_grid, make_pair
@@ -162,3 +163,10 @@ def test_a_start_that_loses_the_lungs_is_passed_over(
     nowhere = Affine(offset=(0.0, 1000.0, 0.0))  # nothing there: no lung, no difference
     monkeypatch.setattr(module, "starts", lambda *_: {"nowhere": nowhere} | found)
     assert prealign(fixed, exhaled, quick) == expected
+
+
+def test_a_moving_image_that_shows_too_little_is_refused(fixed: Scan) -> None:
+    grid = fixed.grid.cropped((8, 12, 14), (6, 6, 6))
+    part = Scan(fixed.voxels[:, :, 14:20, 12:18, 8:14], torch.ones(1, 1, 6, 6, 6), grid)
+    with pytest.raises(InputError, match="less than 30% of the fixed lungs"):
+        prealign(fixed, part, PrealignSettings(iterations=3, polish=3))
