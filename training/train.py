@@ -309,11 +309,12 @@ def main() -> None:
     parser.add_argument("--initial", type=Path, help="weights folder to start from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, nargs=3, default=TrainSettings().steps, help="of each level")
+    parser.add_argument("--seed", type=int, default=TrainSettings().seed)
     parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after so long")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = TrainSettings(steps=tuple(arguments.steps), learning_rate=arguments.learning_rate)
+    settings = TrainSettings(tuple(arguments.steps), arguments.learning_rate, arguments.seed)
     run = Run(
         arguments.train,
         arguments.out,
