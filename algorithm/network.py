@@ -167,15 +167,26 @@ class Cascade(nn.Module):
         ``fixed`` (HU) on the network ``grid``; ``moving`` (HU), pre-aligned, on any grid of the same world. With
         ``reduction``, both already are that many times coarser than the network grid (training of coarse levels).
         """
-        factors = [factor // reduction for factor in self.settings.factors[:levels]]
-        displacement, displacement_grid = None, grid
-        for level, factor in enumerate(factors):
-            level_grid = grid.coarsened(factor) if factor > 1 else grid
-            so_far = None if displacement is None else resample(displacement, displacement_grid, grid)
-            warped = downsample_by(warp(moving, moving_grid, so_far, grid), factor)
-            step = self.predict_level(level, downsample_by(fixed, factor), warped, level_grid)
-            displacement = step if displacement is None else compose(step, level_grid, displacement, displacement_grid)
-            displacement_grid = level_grid
-        if displacement is None:
+        so_far = None
+        for level in range(len(self.settings.factors[:levels])):
+            so_far = self.add_level(level, fixed, grid, moving, moving_grid, so_far, reduction)
+        if so_far is None:
             raise ValueError("a cascade needs at least one level")
-        return displacement, displacement_grid
+        return so_far
+
+    def add_level(
+        self,
+        level: int,
+        fixed: Float[Tensor, "n 1 z y x"],
+        grid: Grid,
+        moving: Float[Tensor, "n 1 zm ym xm"],
+        moving_grid: Grid,
+        so_far: tuple[Float[Tensor, "n 3 zc yc xc"], Grid] | None,
+        reduction: int = 1,
+    ) -> tuple[Float[Tensor, "n 3 zl yl xl"], Grid]:
+        """The field of one more level, composed with the one ``so_far`` (None: no motion); images as in `forward`."""
+        factor = self.settings.factors[level] // reduction
+        warped = warp(moving, moving_grid, None if so_far is None else resample(*so_far, grid), grid)
+        level_grid = grid.coarsened(factor)
+        step = self.predict_level(level, downsample_by(fixed, factor), downsample_by(warped, factor), level_grid)
+        return (step if so_far is None else compose(step, level_grid, *so_far)), level_grid

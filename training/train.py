@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, compose, jacobian_determinant, resample, warp
+from algorithm.geometry import Grid, jacobian_determinant, warp
 from algorithm.network import Cascade, CascadeSettings, downsample_by
 from algorithm.objective import Keypoints, Weights, objective
 from algorithm.weights import load_cascade, save_cascade
@@ -90,8 +90,8 @@ class Run:
 
 def reduced(scan: TrainingScan, factor: int) -> TrainingScan:
     """The scan at 1/factor of its resolution."""
-    grid = scan.grid.coarsened(factor) if factor > 1 else scan.grid
-    return replace(scan, voxels=downsample_by(scan.voxels, factor), lungs=downsample_by(scan.lungs, factor), grid=grid)
+    voxels, lungs = downsample_by(scan.voxels, factor), downsample_by(scan.lungs, factor)
+    return replace(scan, voxels=voxels, lungs=lungs, grid=scan.grid.coarsened(factor))
 
 
 def simulated(scans: list[TrainingScan], level: int, step: int, settings: TrainSettings) -> SimulatedPair:
@@ -110,16 +110,10 @@ def predict(
     cascade: Cascade, level: int, pair: SimulatedPair, reduction: int
 ) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
     """The field after ``level``, differentiable in that level's parameters only."""
-    relative = cascade.settings.factors[level] // reduction
-    grid = pair.grid.coarsened(relative) if relative > 1 else pair.grid
-    if level == 0:
-        return cascade(pair.fixed, pair.grid, pair.moving, pair.grid, 1, reduction)  # type: ignore[no-any-return]
+    images = pair.fixed, pair.grid, pair.moving, pair.grid
     with torch.no_grad():
-        so_far, so_far_grid = cascade(pair.fixed, pair.grid, pair.moving, pair.grid, level, reduction)
-        warped = warp(pair.moving, pair.grid, resample(so_far, so_far_grid, pair.grid), pair.grid)
-    images = downsample_by(pair.fixed, relative), downsample_by(warped, relative)
-    displacement = cascade.predict_level(level, *images, grid)
-    return compose(displacement, grid, so_far, so_far_grid), grid
+        so_far = cascade(*images, level, reduction) if level > 0 else None
+    return cascade.add_level(level, *images, so_far, reduction)
 
 
 def loss(
@@ -165,7 +159,7 @@ def validate(cascade: Cascade, level: int, pairs: list[ValidationPair]) -> dict[
     device = next(cascade.parameters()).device
     for pair in pairs:
         fixed, moving = (downsample_by(v.to(device), reduction) for v in (pair.fixed, pair.moving))
-        grids = [g.coarsened(reduction) if reduction > 1 else g for g in (pair.grid, pair.moving_grid)]
+        grids = pair.grid.coarsened(reduction), pair.moving_grid.coarsened(reduction)
         displacement, grid = cascade(fixed, grids[0], moving, grids[1], level + 1, reduction)
         result[pair.name] = float(pair.tre_mm(displacement.cpu(), grid).mean())
         result[f"{pair.name} folded"] = float((jacobian_determinant(displacement, grid) <= 0).float().mean())
