@@ -16,12 +16,15 @@ from algorithm.objective import (
     Keypoints,
     Weights,
     curvature,
+    diffusion,
     keypoint_distance,
     mask_distance,
     ngf_distance,
     objective,
     volume_change,
 )
+from algorithm.objective.local_correlation import local_correlation_distance
+from algorithm.objective.mind import mind_distance, mind_ssc
 from tests.strategies import as_matrix, generators, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,9 +79,12 @@ TERMS: dict[str, tuple[str, Term]] = {
     "B": ("warped_labels", lambda c: mask_distance(c.fixed_labels, c.warped_labels, c.mask)),
     "V": ("displacement", lambda c: volume_change(c.displacement, c.grid, 0.2, c.mask)),
     "K": ("displacement", lambda c: keypoint_distance(c.fixed_mm, c.moving_mm, c.displacement, c.grid)),
+    "diffusion": ("displacement", lambda c: diffusion(c.displacement, c.grid)),
+    "local correlation": ("warped", lambda c: local_correlation_distance(c.fixed, c.warped, c.mask, noise_hu=5.0)),
+    "MIND": ("warped", lambda c: mind_distance(mind_ssc(c.fixed), c.warped, c.mask)),
 }
 """Each term, with the variable that it is minimised in."""
-MASKED = [name for name in TERMS if name != "K"]
+MASKED = [name for name in TERMS if name not in ("K", "diffusion")]
 
 
 def as_function(name: str, case: Case) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -219,9 +225,10 @@ def test_ngf_lies_between_0_and_1_and_is_symmetric(noise: torch.Generator, epsil
 # Masks and batches
 
 
-@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize("name", [name for name in MASKED if name != "MIND"])
 def test_what_lies_beyond_the_mask_has_no_influence(name: str) -> None:
-    """One voxel beyond the mask may count, by differences; the rest neither in value nor in gradient."""
+    """One voxel beyond the mask may count, by differences; the rest neither in value nor in gradient. (MIND reaches
+    two voxels, and is scaled by the whole image.)"""
     case = random_case(torch.Generator().manual_seed(0))
     mask = torch.zeros_like(case.mask)
     mask[..., :2, :3, :3] = 0.5
@@ -246,7 +253,7 @@ def test_only_the_proportions_of_mask_weights_count(name: str) -> None:
     torch.testing.assert_close(term(replace(case, mask=None)), whole)
 
 
-@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("name", [name for name in TERMS if name != "diffusion"])
 def test_an_empty_domain_is_exactly_zero_with_zero_gradient(name: str) -> None:
     case = random_case(torch.Generator().manual_seed(0))
     none = torch.zeros(0, 3, dtype=torch.float64)
@@ -281,7 +288,7 @@ def test_a_batch_is_the_mean_of_its_samples(name: str) -> None:
 
 # The sum
 
-WEIGHTS = Weights(alpha=3.0, beta=2.0, gamma=0.5, delta=0.25, t=0.2, epsilon_hu_per_mm=3.0)
+WEIGHTS = Weights(alpha=3.0, beta=2.0, gamma=0.5, delta=0.25, t=0.2)
 
 
 def evaluate(case: Case, weights: Weights) -> tuple[Tensor, dict[str, Tensor]]:
@@ -289,9 +296,7 @@ def evaluate(case: Case, weights: Weights) -> tuple[Tensor, dict[str, Tensor]]:
         case.displacement,
         case.grid,
         weights,
-        fixed=case.fixed,
-        warped=case.warped,
-        mask=case.mask,
+        TERMS["D"][1](case),
         fixed_labels=case.fixed_labels,
         warped_labels=case.warped_labels,
         keypoints=[Keypoints(case.fixed_mm, case.moving_mm)],
@@ -303,7 +308,7 @@ def test_objective_is_the_weighted_sum() -> None:
     whole = replace(case, mask=None)
     values = [TERMS["D"][1](case)] + [TERMS[name][1](whole) for name in "RBVK"]
     total, terms = evaluate(case, WEIGHTS)
-    assert list(terms) == ["ngf_distance", "curvature", "mask_distance", "volume_change", "keypoint_distance"]
+    assert list(terms) == ["distance", "curvature", "mask_distance", "volume_change", "keypoint_distance"]
     torch.testing.assert_close(torch.stack(list(terms.values())), torch.stack(values))
     expected = sum(w * v for w, v in zip((1.0, 3.0, 2.0, 0.5, 0.25), values, strict=True))
     torch.testing.assert_close(total, expected)
@@ -312,18 +317,18 @@ def test_objective_is_the_weighted_sum() -> None:
 def test_objective_leaves_out_terms_without_weight() -> None:
     case = random_case(torch.Generator().manual_seed(0))
     off = replace(WEIGHTS, alpha=0.0, beta=0.0, gamma=0.0, delta=0.0)
-    total, terms = objective(case.displacement, case.grid, off, fixed=case.fixed, warped=case.warped, mask=case.mask)
-    assert list(terms) == ["ngf_distance"] and terms["ngf_distance"] == total
+    total, terms = objective(case.displacement, case.grid, off, TERMS["D"][1](case))
+    assert list(terms) == ["distance"] and terms["distance"] == total
 
 
 def test_objective_of_a_batch_in_single_precision_has_gradients() -> None:
     noise = torch.Generator().manual_seed(0)
     pair = [random_case(noise), random_case(noise)]
-    join = {name: torch.cat([getattr(c, name) for c in pair]).float() for name in ("fixed", "warped", "mask")}
     labels = {name: torch.cat([getattr(c, name) for c in pair]).float() for name in ("fixed_labels", "warped_labels")}
     displacement = torch.cat([c.displacement for c in pair]).float().requires_grad_()
+    distance = torch.stack([TERMS["D"][1](c) for c in pair]).mean().float()
     points = [Keypoints(c.fixed_mm, c.moving_mm, torch.ones(8)) for c in pair]
-    total, terms = objective(displacement, GRID, WEIGHTS, **join, **labels, keypoints=points)
+    total, terms = objective(displacement, GRID, WEIGHTS, distance, **labels, keypoints=points)
     total.backward()
     assert total.dtype == torch.float32 and displacement.grad is not None
     assert torch.isfinite(displacement.grad).all() and (displacement.grad != 0).any(dim=(1, 2, 3, 4)).all()
@@ -334,13 +339,13 @@ def test_objective_of_a_batch_in_single_precision_has_gradients() -> None:
 
 def test_objective_refuses_a_weight_with_nothing_to_work_on() -> None:
     case = random_case(torch.Generator().manual_seed(0))
-    images = {"fixed": case.fixed, "warped": case.warped, "mask": case.mask}
+    distance = TERMS["D"][1](case)
     with pytest.raises(InputError, match="no labels"):
-        objective(case.displacement, case.grid, WEIGHTS, **images)
+        objective(case.displacement, case.grid, WEIGHTS, distance)
     with pytest.raises(InputError, match="no keypoints"):
-        objective(case.displacement, case.grid, replace(WEIGHTS, beta=0.0), **images)
+        objective(case.displacement, case.grid, replace(WEIGHTS, beta=0.0), distance)
     with pytest.raises(ValueError, match="expected a volume of shape"):
-        objective(case.displacement, case.grid, replace(WEIGHTS, beta=0.0), **images, keypoints=[])
+        objective(case.displacement, case.grid, replace(WEIGHTS, beta=0.0), distance, keypoints=[])
 
 
 @pytest.mark.parametrize(
@@ -351,7 +356,7 @@ def test_objective_refuses_a_weight_with_nothing_to_work_on() -> None:
         ("delta", float("inf")),
         ("t", 0.0),
         ("t", 1.0),
-        ("epsilon_hu_per_mm", 0.0),
+        ("diffusion", -1.0),
     ],
 )
 def test_weights_out_of_range_are_refused(name: str, value: float) -> None:

@@ -208,7 +208,7 @@ def test_a_level_s_prediction_is_the_cascade_s_and_only_its_own_parameters_learn
     torch.testing.assert_close(displacement, expected)
     assert grid == expected_grid
     generator = torch.Generator().manual_seed(0)
-    value, terms = train.loss(displacement, grid, pair, QUICK.weights(level), QUICK, generator)
+    value, terms = train.loss(displacement, grid, pair, level, QUICK, generator)
     value.backward()
     assert terms
     learning = [any(p.grad is not None and p.grad.any() for p in unet.parameters()) for unet in cascade.levels]
@@ -220,7 +220,7 @@ def test_the_exact_field_has_a_lower_loss_than_none_and_than_its_negative(scans:
 
     def loss_of(displacement: Tensor) -> float:
         generator = torch.Generator().manual_seed(0)
-        return float(train.loss(displacement, pair.grid, pair, QUICK.weights(2), QUICK, generator)[0])
+        return float(train.loss(displacement, pair.grid, pair, 2, QUICK, generator)[0])
 
     exact, none, wrong = (loss_of(factor * pair.displacement) for factor in (1, 0, -1))
     assert exact < 0.5 * none < 0.5 * wrong
@@ -235,7 +235,7 @@ def test_the_loss_falls_on_a_fixed_pair(scans: list[TrainingScan]) -> None:
     for _ in range(40):
         displacement, grid = train.predict(cascade, 0, pair, 2)
         generator = torch.Generator().manual_seed(0)
-        value, _ = train.loss(displacement, grid, pair, QUICK.weights(0), QUICK, generator)
+        value, _ = train.loss(displacement, grid, pair, 0, QUICK, generator)
         optimiser.zero_grad()
         value.backward()
         optimiser.step()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from algorithm.geometry import Grid, jacobian_determinant, warp
 from algorithm.network import Cascade, CascadeSettings, downsample_by
-from algorithm.objective import Keypoints, Weights, objective
+from algorithm.objective import Keypoints, Weights, ngf_distance, objective
 from algorithm.weights import load_cascade, save_cascade
 from training.breathing import BreathingSettings, SimulatedPair, simulate
 from training.data import TrainingScan, ValidationPair, load_pair, load_scan
@@ -50,6 +50,7 @@ class TrainSettings:
     """Exact keypoints, 1/mm²."""
     t: tuple[float, ...] = (0.2, 0.1, 0.05)
     epsilon_hu_per_mm: tuple[float, ...] = (3.0, 5.0, 10.0)
+    """Edge parameter of the NGF distance; for CT the paper calls 0.1 to 10 good."""
     keypoints: int = 4096
     """Lung voxels drawn as keypoints in every step."""
     reduction: tuple[int, ...] = (2, 2, 1)
@@ -68,7 +69,6 @@ class TrainSettings:
             self.gamma[level],
             self.delta[level],
             self.t[level],
-            self.epsilon_hu_per_mm[level],
         )
 
 
@@ -120,11 +120,11 @@ def loss(
     displacement: Float[Tensor, "1 3 z y x"],
     grid: Grid,
     pair: SimulatedPair,
-    weights: Weights,
+    level: int,
     settings: TrainSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The objective of one simulated pair on the level's grid."""
+    """The objective of one simulated pair on the grid of ``level``."""
     factor = pair.grid.size[0] // grid.size[0]
     fixed, lungs = downsample_by(pair.fixed, factor), downsample_by(pair.fixed_lungs, factor)
     moving = downsample_by(torch.cat([pair.moving, pair.moving_lungs], dim=1), factor)
@@ -132,10 +132,8 @@ def loss(
     return objective(
         displacement,
         grid,
-        weights,
-        fixed=fixed,
-        warped=warped[:, :1],
-        mask=lungs,
+        settings.weights(level),
+        ngf_distance(fixed, warped[:, :1], grid, lungs, settings.epsilon_hu_per_mm[level]),
         fixed_labels=lungs,
         warped_labels=warped[:, 1:],
         keypoints=[exact_keypoints(pair, settings.keypoints, generator)],
@@ -233,7 +231,7 @@ def train_level(
         pair = to_device(simulated(scans, level, step, settings), torch.device(run.device))
         generator = torch.Generator().manual_seed(step)
         displacement, grid = predict(cascade, level, pair, reduction)
-        value, terms = loss(displacement, grid, pair, settings.weights(level), settings, generator)
+        value, terms = loss(displacement, grid, pair, level, settings, generator)
         optimiser.zero_grad()
         value.backward()
         torch.nn.utils.clip_grad_norm_(cascade.levels[level].parameters(), 1.0)

@@ -3,7 +3,9 @@
     J(u) = D + α R + β B + γ V + δ K    (Hering et al. 2021, equation 8)
 
     D  `ngf`            do edges lie along each other?      mean over the fixed lung mask   [0, 1]
+       `local_correlation`, `mind`: other distances, for refinement and pre-alignment
     R  `curvature`      is the field smooth?                mean over the grid              1/mm²
+       `diffusion`      does it change little?              mean over the grid              no unit
     B  `masks`          do lungs (or lobes) overlap?        mean over the grid              [0, 1]
     V  `volume_change`  is volume kept, nothing folded?     mean over the grid              no unit
     K  `keypoints`      do corresponding points meet?       mean over the points            mm²
@@ -23,12 +25,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.geometry import Grid
 from algorithm.objective.curvature import curvature
+from algorithm.objective.diffusion import diffusion
 from algorithm.objective.domain import check_same_shape
 from algorithm.objective.keypoints import Keypoints, keypoint_distance
 from algorithm.objective.masks import mask_distance, one_hot
@@ -39,6 +42,7 @@ __all__ = [
     "Keypoints",
     "Weights",
     "curvature",
+    "diffusion",
     "edge_parameter",
     "keypoint_distance",
     "mask_distance",
@@ -52,10 +56,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Weights:
-    """α, β, γ, δ and the parameters of the terms; InputError where one makes no sense.
+    """α, β, γ, δ, that of the diffusion, and t; InputError where one makes no sense.
 
     The paper has α = 10, β = 1, γ = 0.01, δ = 0 on the coarsest level and 10⁷ after, t = 0.2, 0.1, 0.05 from coarse to
-    fine, ε = 1, and finds that magnitudes matter little. If its integrals are in mm³ and its domains all the lung,
+    fine, and finds that magnitudes matter little. If its integrals are in mm³ and its domains all the lung,
     some 5·10⁶ mm³, that is α = 10 mm², β = 1, γ = 0.01 and δ = 2/mm² here. Where R, B and V go over a crop of which the
     lung is about a quarter, all but δ count four times that. The defaults lie in this range and are for the fine level;
     they are chosen by magnitude, not tuned.
@@ -73,40 +77,38 @@ class Weights:
     alone outweighs D."""
     t: float = 0.05
     """Determinant below which the volume change control goes on linearly."""
-    epsilon_hu_per_mm: float = 1.0
-    """Edge parameter of the NGF distance; for CT the paper calls 0.1 to 10 good."""
+    diffusion: float = 0.0
+    """Of the diffusion, no unit; not in the paper."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma", "delta"):
+        for name in ("alpha", "beta", "gamma", "delta", "diffusion"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"the weight {name} is {getattr(self, name)}, expected a number ≥ 0")
         if not 0 < self.t < 1:
             raise InputError(f"the volume change threshold t is {self.t}, expected a value between 0 and 1")
-        if not 0 < self.epsilon_hu_per_mm < float("inf"):
-            raise InputError(f"the NGF edge parameter is {self.epsilon_hu_per_mm} HU/mm, expected a value > 0")
 
 
 def objective(
     displacement: Float[Tensor, "n 3 z y x"],
     grid: Grid,
     weights: Weights,
+    distance: Float[Tensor, ""],
     *,
-    fixed: Float[Tensor, "n 1 z y x"],
-    warped: Float[Tensor, "n 1 z y x"],
-    mask: Bool[Tensor, "n 1 z y x"] | Float[Tensor, "n 1 z y x"] | None,
     fixed_labels: Float[Tensor, "n k z y x"] | None = None,
     warped_labels: Float[Tensor, "n k z y x"] | None = None,
     keypoints: Sequence[Keypoints] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """J, and the values of D and the terms with a weight > 0 by name: unweighted, detached, on the device.
 
-    ``fixed`` and ``warped`` in HU, ``displacement`` in mm, all on ``grid``; ``mask`` as in `ngf_distance`; one
-    `Keypoints` per sample. The other terms go over the whole grid, so that the field is defined everywhere. InputError
-    where a term has a weight > 0 and nothing to work on: set the weight to 0 where there are no labels or keypoints.
+    ``distance`` is D, from images on this grid or on a finer one; ``displacement`` in mm on ``grid``; one `Keypoints`
+    per sample. The terms beside D go over the whole grid, so that the field is defined everywhere. InputError where a
+    term has a weight > 0 and nothing to work on: set the weight to 0 where there are no labels or keypoints.
     """
-    terms = {"ngf_distance": (1.0, ngf_distance(fixed, warped, grid, mask, weights.epsilon_hu_per_mm))}
+    terms = {"distance": (1.0, distance)}
     if weights.alpha > 0:
         terms["curvature"] = (weights.alpha, curvature(displacement, grid))
+    if weights.diffusion > 0:
+        terms["diffusion"] = (weights.diffusion, diffusion(displacement, grid))
     if weights.beta > 0:
         if fixed_labels is None or warped_labels is None:
             raise InputError(f"beta is {weights.beta} but there are no labels, expected both or beta 0")

@@ -1,0 +1,24 @@
+"""Diffusion regulariser: how much neighbours differ (Horn and Schunck 1981; Fischer and Modersitzki 2002).
+
+    E = 1/|Ω| ∫_Ω Σ_j ‖∇u_j‖² dx,    no unit
+
+Unlike the curvature it charges a linear change of the field as well, so it holds the lung together where the image says
+nothing. Forward differences by the grid's spacing; each axis is a mean over its own differences.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithm.geometry import Grid
+from algorithm.objective.domain import check_same_shape
+
+
+def diffusion(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, ""]:
+    """E (no unit), a mean over the grid; the same for any direction matrix. Needs two voxels along each axis."""
+    check_same_shape(grid.shape, displacement.shape[2:])
+    along_x, along_y, along_z = (
+        (torch.diff(displacement, dim=dim) / spacing).square().sum(dim=1).mean()
+        for dim, spacing in zip((-1, -2, -3), grid.spacing, strict=True)
+    )
+    return along_x + along_y + along_z
