@@ -18,7 +18,7 @@ HELP = {
     "moving_mask": "lung mask of the moving image",
     "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
     "device": "auto takes the GPU when there is one",
-    "refine": "minimisation of the objective for this pair, after the cascade",
+    "refine": "minimisation of the objective for this pair, after the cascade: none, some seconds, or thorough",
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
 }
 
@@ -35,7 +35,7 @@ class Options:
     moving_mask: Path | None = None
     weights: Path | None = None
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    refine: Literal["off"] = "off"
+    refine: Literal["off", "fast", "full"] = "full"
     field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
 
     def inputs(self) -> Inputs:

@@ -26,6 +26,9 @@ from algorithm.objective.local_correlation import local_correlation_distance
 
 log = logging.getLogger(__name__)
 
+LEAST_DETERMINANT = 0.1
+"""No breath shrinks a lung to a tenth."""
+
 
 @dataclass(frozen=True)
 class PrealignSettings:
@@ -83,6 +86,8 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
         )
     affine, polished = _minimise(fixed, moving, best, settings.polish, settings.step_mm / 3, settings)
     log.info("pre-alignment: from %s, objective %.4f, polished %.4f", name, value, polished)
+    if np.linalg.det(np.array(affine.matrix)) < LEAST_DETERMINANT:
+        raise InputError("the pre-alignment collapsed the lungs, expected two scans of the same lungs")
     return affine
 
 

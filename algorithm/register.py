@@ -1,130 +1,33 @@
-"""From two scans to one displacement field: prepare → cascade → full transform.
+"""From two scans to one displacement field.
 
-lungs      mask of both images (given, or from the HU)
-prealign   affine map between the lungs
-crop       box around the fixed lungs, resized to the network grid (192×160×192)
+prepare    affine map between the lungs; box around the fixed lungs, resized to the network grid (192×160×192)
 cascade    displacement field on the network grid
+refine     minimisation of the objective for this pair, from the cascade's field
+unfold     local repair where the field folds
+quality    figures that say whether to trust it
 """
 
 import logging
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.geometry import (
-    Affine,
-    Grid,
-    jacobian_determinant,
-    resample,
-    resample_image,
-    validity,
-    warp,
-    warp_image,
-    with_affine,
-)
-from algorithm.images import Image, canonical, read_mask
-from algorithm.lungs import SMALLEST_LITRES, LungMask, crop_grid, lung_mask
-from algorithm.network import AIR_HU, Cascade, downsample
-from algorithm.objective import ngf_distance
-from algorithm.prealign import PrealignSettings, Scan, prealign
+from algorithm.folding import unfold
+from algorithm.geometry import resample
+from algorithm.network import Cascade
+from algorithm.prepare import Prepared, Subject, prepare
+from algorithm.quality import quality, warnings
+from algorithm.refine import FAST, FULL, Refined, refine
 from algorithm.report import Report
+from algorithm.transform import Transform
 
 log = logging.getLogger(__name__)
 
-NGF_EDGE_HU_PER_MM = 10.0
-"""ε of the reported NGF distance, above the noise of most scans at the network's resolution."""
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """How scans become network input; lengths in mm."""
-
-    margin_mm: float = 12.0
-    """Free space around the lungs in the network grid."""
-    moving_margin_vox: int = 16
-    """So much more of the moving image is kept around the network grid, for displacements that leave it."""
-    prealign_spacing_mm: float = 4.0
-    """Finest voxel of the pre-alignment."""
-    prealign: PrealignSettings = field(default_factory=PrealignSettings)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A pair as the cascade sees it. The moving image and mask are pre-aligned: they lie in the fixed world."""
-
-    fixed: Float[Tensor, "1 1 z y x"]
-    """HU on ``grid``."""
-    fixed_lungs: Float[Tensor, "1 1 z y x"]
-    """Lung mask on ``grid``, 0 to 1."""
-    grid: Grid
-    """The network grid: the box around the fixed lungs."""
-    moving: Float[Tensor, "1 1 zm ym xm"]
-    moving_lungs: Float[Tensor, "1 1 zm ym xm"]
-    moving_grid: Grid
-    affine: Affine
-    """Pre-alignment: fixed world → moving world."""
-
-    def to(self, device: torch.device) -> "Prepared":
-        """The same pair on another device."""
-        fixed, lungs = self.fixed.to(device), self.fixed_lungs.to(device)
-        moving, moving_lungs = self.moving.to(device), self.moving_lungs.to(device)
-        return Prepared(fixed, lungs, self.grid, moving, moving_lungs, self.moving_grid, self.affine)
-
-
-@dataclass(frozen=True)
-class Transform:
-    """x ↦ affine(x + u(x)), from the fixed to the moving world."""
-
-    displacement: Float[Tensor, "1 3 z y x"]
-    """u in mm on ``grid``, on the CPU."""
-    grid: Grid
-    affine: Affine = Affine()  # noqa: RUF009  (immutable)
-
-    def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
-        """The displacement affine(x + u(x)) - x on any grid of the fixed world, mm."""
-        return with_affine(resample(self.displacement, self.grid, grid), grid, self.affine)
-
-    def field_slabs(self, grid: Grid) -> Iterator[Float[Tensor, "1 3 d y x"]]:
-        """`field`, slab by slab along z."""
-        for slab in slabs(grid):
-            yield self.field(slab)
-
-    def warped_slabs(self, moving: Image, grid: Grid) -> Iterator[Tensor]:
-        """The moving image on ``grid``, (1, 1, d, y, x) slabs in its own type; -1000 HU outside its field of view."""
-        for slab in slabs(grid):
-            warped = warp_image(moving.voxels, moving.grid, self.field(slab), slab, fill=AIR_HU)
-            yield warped.to(moving.voxels.dtype) if moving.voxels.is_floating_point() else warped.round().short()
-
-
-def given_lungs(path: Path | None, image: Image) -> LungMask | None:
-    """A lung mask from a file, in canonical storage order; None without one. InputError when it cannot be ``image``'s.
-
-    It is when it has the volume of a lung, and at least half of the box around it lies in the image.
-    """
-    if path is None:
-        return None
-    mask, grid = read_mask(path)
-    stored = canonical(Image(mask.short(), grid, path))
-    lungs = LungMask(stored.voxels > 0, stored.grid)
-    if lungs.litres < SMALLEST_LITRES:
-        raise InputError(f"{path}: the mask has {lungs.litres:.2g} l, expected lungs of at least {SMALLEST_LITRES} l")
-    box = crop_grid(lungs, 0.0, (8, 8, 8))
-    if validity(torch.zeros(1, 3, *box.shape), box, image.grid).float().mean() < 0.5:
-        raise InputError(f"{path}: the mask lies outside {image.path}, expected the lungs in that image")
-    return lungs
-
-
-def slabs(grid: Grid, most_voxels: int = 4_000_000) -> Iterator[Grid]:
-    """The grid in slabs along z of at most so many voxels (or one slice)."""
-    nx, ny, nz = grid.size
-    depth = max(1, most_voxels // (nx * ny))
-    for z in range(0, nz, depth):
-        yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))
+REFINE = {"fast": FAST, "full": FULL}
+"""By the names of ``--refine``."""
+MOST_REPAIRED = 0.01
+"""A share of the field's voxels; more repair than that is reported as a warning."""
 
 
 def choose_device(option: str, report: Report) -> torch.device:
@@ -146,78 +49,56 @@ def fastest_precision(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-@torch.inference_mode()
 def register(
-    fixed: Image,
-    moving: Image,
-    masks: tuple[LungMask | None, LungMask | None],
-    cascade: Cascade,
-    device: torch.device,
-    report: Report,
+    fixed: Subject, moving: Subject, cascade: Cascade, refinement: str, device: torch.device, report: Report
 ) -> Transform:
-    """Registers two images in canonical storage order; says in ``report`` how well it went."""
-    with report.timed("prepare"), torch.inference_mode(False):  # the pre-alignment needs gradients
-        pair = prepare(fixed, moving, cascade.settings.network_size, *masks)
+    """Registers two scans; ``refinement`` is off, fast or full. Says in ``report`` how well it went."""
+    with report.timed("prepare"):
+        pair = prepare(fixed, moving, cascade.settings.network_size)
     with report.timed("cascade"):
-        cascade = cascade.to(device)
-        cascade.precision = fastest_precision(device)
-        on_device = pair.to(device)
-        displacement, grid = cascade(on_device.fixed, pair.grid, on_device.moving, pair.moving_grid)
+        result = predict(pair, cascade, device, report)
+    if refinement != "off":
+        with report.timed("refine"):
+            start = result.displacement.to(device)
+            result = refine(fixed, moving, pair.affine, start, result.grid, REFINE[refinement])
+    return finish(pair, moving, result, report)
+
+
+@torch.no_grad()
+def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report) -> Refined:
+    """The cascade's field; in single precision where half precision overflows."""
+    cascade, there = cascade.to(device), pair.to(device)
+    cascade.precision = fastest_precision(device)
+    displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
+    if not displacement.isfinite().all():
+        report.warn("The cascade overflowed in half precision: repeated in single precision.")
+        cascade.precision = torch.float32
+        displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
+    return Refined(displacement.float().cpu(), grid, None)
+
+
+@torch.no_grad()
+def finish(pair: Prepared, moving: Subject, result: Refined, report: Report) -> Transform:
+    """Repairs the field where it folds, and says in ``report`` what became of it."""
+    with report.timed("unfold"):
+        displacement, repaired = unfold(result.displacement.cpu(), result.grid)
+    if repaired > MOST_REPAIRED * displacement[0, 0].numel():
+        report.warn(f"The field folded and was smoothed at {repaired} of {displacement[0, 0].numel()} voxels.")
     with report.timed("quality"):
-        report.set(quality=quality(pair, displacement.cpu()), prealignment=asdict(pair.affine))
-    return Transform(displacement.cpu(), grid, pair.affine)
+        figures = quality(pair, displacement, result.grid, moving.image.grid)
+        figures["after"] |= inconsistency(pair, result)
+    for sentence in warnings(figures):
+        report.warn(sentence)
+    report.set(quality=figures, repaired_voxels=repaired, prealignment=asdict(pair.affine))
+    return Transform(displacement, result.grid, pair.affine)
 
 
-def quality(pair: Prepared, displacement: Float[Tensor, "1 3 z y x"]) -> dict[str, float]:
-    """How well it went, by results.json's names: Jacobian determinant of u in the lungs; before (pre-aligned) and after
-    the cascade the overlap of the lungs (Dice) and the NGF distance, both at half the network's resolution."""
-    determinant = jacobian_determinant(displacement, pair.grid)[pair.fixed_lungs[:, 0] > 0.5]
-    result = {
-        "folding_fraction": float((determinant <= 0).float().mean()),
-        "jacobian_min": float(determinant.min()),
-        "jacobian_max": float(determinant.max()),
-    }
-    fixed, moving, u = downsample(pair.fixed), downsample(pair.moving), downsample(displacement)
-    grid, moving_grid = pair.grid.coarsened(), pair.moving_grid.coarsened()
-    lungs, moving_lungs = downsample(pair.fixed_lungs) > 0.5, downsample(pair.moving_lungs)
-    for name, field_mm in (("before", torch.zeros_like(u)), ("after", u)):
-        warped = warp(torch.cat([moving, moving_lungs], dim=1), moving_grid, field_mm, grid)
-        warped_lungs = warped[:, 1:] > 0.5
-        overlap = 2 * (lungs & warped_lungs).sum() / (lungs.sum() + warped_lungs.sum())
-        distance = ngf_distance(fixed, warped[:, :1], grid, lungs, NGF_EDGE_HU_PER_MM)
-        result |= {f"lung_dice_{name}": float(overlap), f"ngf_distance_{name}": float(distance)}
-    return result
-
-
-def prepare(
-    fixed: Image,
-    moving: Image,
-    network_size: tuple[int, int, int],
-    fixed_lungs: LungMask | None = None,
-    moving_lungs: LungMask | None = None,
-    settings: PrepareSettings = PrepareSettings(),
-) -> Prepared:
-    """Masks, pre-aligns, crops and resamples a pair of images in canonical storage order; InputError without lungs."""
-    fixed_lungs = fixed_lungs or lung_mask(fixed.voxels, fixed.grid, str(fixed.path))
-    moving_lungs = moving_lungs or lung_mask(moving.voxels, moving.grid, str(moving.path))
-    affine = prealign(_scan(fixed, fixed_lungs, settings), _scan(moving, moving_lungs, settings), settings.prealign)
-    grid = crop_grid(fixed_lungs, settings.margin_mm, network_size)
-    moving_grid = grid.padded(settings.moving_margin_vox)
-    return Prepared(
-        resample_image(fixed.voxels, fixed.grid, grid, least=AIR_HU, fill=AIR_HU),
-        resample_image(fixed_lungs.mask, fixed_lungs.grid, grid, least=0.0, fill=0.0),
-        grid,
-        resample_image(moving.voxels, moving.grid, moving_grid, affine=affine, least=AIR_HU, fill=AIR_HU),
-        resample_image(moving_lungs.mask, moving_lungs.grid, moving_grid, affine=affine, least=0.0, fill=0.0),
-        moving_grid,
-        affine,
-    )
-
-
-def _scan(image: Image, lungs: LungMask, settings: PrepareSettings) -> Scan:
-    """The surroundings of the lungs on the grid of the pre-alignment (even sizes: it halves them once)."""
-    box = crop_grid(lungs, 5 * settings.prealign_spacing_mm, (2, 2, 2))
-    x, y, z = (2 * max(4, round(extent / settings.prealign_spacing_mm / 2)) for extent in box.extent_mm)
-    grid = box.resized((x, y, z))
-    voxels = resample_image(image.voxels, image.grid, grid, least=AIR_HU, fill=AIR_HU).clamp(max=200)
-    return Scan(voxels, resample_image(lungs.mask, lungs.grid, grid, least=0.0, fill=0.0), grid)
+def inconsistency(pair: Prepared, result: Refined) -> dict[str, float]:
+    """Mean and 95th percentile (mm) in the lungs of the distance between both directions, where both were done."""
+    if result.inconsistency_mm is None:
+        return {}
+    lungs = resample(pair.fixed_lungs, pair.grid, result.grid) > 0.5
+    values = result.inconsistency_mm.cpu()[lungs]
+    if not len(values):  # lungs thinner than the voxels of the field
+        return {}
+    return {"inconsistency_mm": float(values.mean()), "inconsistency_p95_mm": float(values.quantile(0.95))}

@@ -20,7 +20,7 @@ import torch
 from algorithm.geometry import Grid
 from algorithm.images import Image, canonical, read_image, write_image_slabs
 from algorithm.lungs import lung_mask
-from algorithm.register import Transform
+from algorithm.transform import Transform
 from benchmarks.landmarks import through_written_field
 
 

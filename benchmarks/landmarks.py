@@ -1,10 +1,11 @@
 """Landmark errors of whole runs of the algorithm, from the written fields.
 
-    python -m benchmarks.landmarks OUT PAIR... [-- OPTIONS OF python -m algorithm]
+    python -m benchmarks.landmarks OUT PAIR... [--method algorithm|ruehaak] [-- OPTIONS OF python -m algorithm]
 
 PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv, moving_landmarks.csv (x, y, z in LPS mm). Each is
 registered in a process of its own into OUT/<name of the folder>; the table gives the mean error (mm) before, after the
-pre-alignment, after all, with standard deviation and 95th percentile, and time (s) and memory (MB) of the process.
+pre-alignment, after all, with standard deviation and 95th percentile; folded voxels and the smallest Jacobian
+determinant on the whole output grid; time (s) and memory (MB) of the process.
 """
 
 import argparse
@@ -35,12 +36,19 @@ def through_written_field(output: Path, points_mm: np.ndarray) -> np.ndarray:
     return np.array([transform.TransformPoint(p) for p in points_mm.tolist()])
 
 
-def measure(pair: Path, output: Path, options: list[str]) -> dict[str, float | str]:
+def command(method: str, pair: Path, output: Path, options: list[str]) -> list[str]:
+    """What runs one pair."""
+    fixed, moving = pair / "fixed.mha", pair / "moving.mha"
+    if method == "ruehaak":
+        return [sys.executable, "-m", "baselines.ruehaak", str(fixed), str(moving), str(output), *options]
+    files = [f"--fixed={fixed}", f"--moving={moving}", f"--output={output}", "--field-layout=itk"]
+    return [sys.executable, "-m", "algorithm", *files, *options]
+
+
+def measure(method: str, pair: Path, output: Path, options: list[str]) -> dict[str, float | str]:
     """One row of the table."""
     start = time.monotonic()
-    files = [f"--{name}={pair / name}.mha" for name in ("fixed", "moving")]
-    command = [sys.executable, "-m", "algorithm", *files, f"--output={output}", "--field-layout=itk", *options]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(method, pair, output, options), check=True, stdout=subprocess.DEVNULL)
     seconds = time.monotonic() - start
     results = json.loads((output / "results.json").read_text())
     fixed, moving = landmarks_mm(pair)
@@ -53,8 +61,10 @@ def measure(pair: Path, output: Path, options: list[str]) -> dict[str, float | s
         "after": float(error.mean()),
         "sd": float(error.std()),
         "p95": float(np.percentile(error, 95)),
-        "folding_fraction": results["quality"]["folding_fraction"],
-        "cascade_s": results["timings_s"]["cascade"],
+        "folded": results["jacobian"]["folded_voxels"],
+        "jacobian_min": results["jacobian"]["jacobian_min_everywhere"],
+        "warnings": len(results["warnings"]),
+        "refine_s": results["timings_s"].get("refine", results["timings_s"].get("minimise", 0.0)),
         "process_s": seconds,
         "peak_mb": results["peak_memory_mb"],
     }
@@ -65,9 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("pairs", type=Path, nargs="+")
+    parser.add_argument("--method", choices=("algorithm", "ruehaak"), default="algorithm")
     separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:separator])
-    rows = [measure(pair, arguments.out / pair.name, sys.argv[separator + 1 :]) for pair in arguments.pairs]
+    options = sys.argv[separator + 1 :]
+    rows = [measure(arguments.method, pair, arguments.out / pair.name, options) for pair in arguments.pairs]
     print(pd.DataFrame(rows).set_index("pair").to_string(float_format=lambda value: f"{value:.4g}"))
     print(f"largest memory of any process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
 

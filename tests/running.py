@@ -12,7 +12,7 @@ import SimpleITK as sitk
 
 from algorithm.__main__ import main
 from algorithm.prealign import PrealignSettings
-from algorithm.register import PrepareSettings, prepare
+from algorithm.prepare import PrepareSettings, prepare
 from tests.golden_check import landmark_errors_mm, read_only_image
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, polish=10))
@@ -20,7 +20,12 @@ COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iter
 
 
 def call_main(*arguments: object) -> int:
-    """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse."""
+    """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse.
+
+    And without refinement, unless the arguments ask for it.
+    """
+    if not any(str(argument).startswith("--refine") for argument in arguments):
+        arguments = (*arguments, "--refine=off")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
         patch.setattr("algorithm.register.prepare", functools.partial(prepare, settings=COARSE))

@@ -21,6 +21,7 @@ from algorithm.geometry import (
     Grid,
     compose,
     displacement_at,
+    doubled,
     index_displacement,
     inside,
     invert,
@@ -399,7 +400,7 @@ def test_the_inverse_of_an_affine_field_inside() -> None:
     field = field_of(lambda x: (x - middle(OBLIQUE)) @ a.T, OBLIQUE)
     inverse = np.linalg.inv(np.eye(3) + a) - np.eye(3)
     expected = field_of(lambda x: (x - middle(OBLIQUE)) @ inverse.T, OBLIQUE)
-    found = invert(field, OBLIQUE)
+    found = invert(field, OBLIQUE, OBLIQUE)
     torch.testing.assert_close(found[..., 2:-2, 2:-2, 2:-2], expected[..., 2:-2, 2:-2, 2:-2], atol=1e-8, rtol=0)
     nothing = compose(field, OBLIQUE, expected, OBLIQUE)[..., 2:-2, 2:-2, 2:-2]
     assert nothing.abs().max() < 1e-9
@@ -409,9 +410,32 @@ def test_the_inverse_of_an_affine_field_inside() -> None:
 @PROPERTY
 def test_a_field_after_its_inverse_is_nothing(grid: Grid, generator: torch.Generator) -> None:
     field = smooth_field(grid, 0.1 * min(grid.spacing), generator).double()
-    inverse = invert(field, grid)
+    inverse = invert(field, grid, grid)
     assert inverse.abs().max() > 0.01 * min(grid.spacing)
     assert compose(inverse, grid, field, grid).abs().max() < 1e-6
+
+
+@given(grids(min_size=6, min_spacing=1.0), generators())
+@PROPERTY
+def test_the_inverse_through_an_affine_map_leads_back(grid: Grid, generator: torch.Generator) -> None:
+    affine = Affine.from_arrays(
+        np.array([[1.1, 0.05, 0.0], [-0.05, 0.9, 0.1], [0.0, -0.1, 1.2]]), np.array([9.0, -5, 2])
+    )
+    target = replace(grid, size=(5, 4, 3))
+    field = smooth_field(grid, 0.1 * min(grid.spacing), generator).double()
+    inverse = invert(field, grid, target, affine)
+    points = positions(target).reshape(-1, 3)
+    there = affine(points + vectors(inverse).reshape(-1, 3))
+    back = affine.inverse()(there + displacement_at(torch.from_numpy(there), field, grid).numpy())
+    np.testing.assert_allclose(back, points, atol=1e-6)
+
+
+@given(grids(min_size=2), st.integers(1, 3), generators())
+@PROPERTY
+def test_doubled_is_resampling_to_the_finer_grid(grid: Grid, channels: int, generator: torch.Generator) -> None:
+    fine = grid.resized((2 * grid.size[0], 2 * grid.size[1], 2 * grid.size[2]))
+    volume = torch.randn(1, channels, *grid.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(doubled(volume), resample(volume, fine.coarsened(), fine))
 
 
 @given(grids(), generators())

@@ -60,7 +60,7 @@ def test_information(capfd: pytest.CaptureFixture[str], option: str, says: str) 
 def test_help_says_every_default_there_is(capfd: pytest.CaptureFixture[str]) -> None:
     assert call_main("--help") == 0
     text = re.sub(r"\s+", " ", capfd.readouterr().out)
-    for default in ("/input", "/output", "auto", "off"):
+    for default in ("/input", "/output", "auto", "full"):
         assert f"(default: {default})" in text
 
 

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from algorithm import __version__
 from algorithm.interface import write_results
-from algorithm.register import choose_device
+from algorithm.register import REFINE, choose_device
 from algorithm.report import Report
 from algorithm.weights import FILE
 from tests.running import call_main, pair_options, results
@@ -75,7 +76,8 @@ def written(tmp_path_factory: pytest.TempPathFactory, example: Path, small_weigh
     output = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        assert call_main(*pair_options(example, output, small_weights), "--device=auto") == 0
+        patch.setitem(REFINE, "full", replace(REFINE["full"], spacing_mm=(8.0, 4.0), steps=(20, 10)))  # for time
+        assert call_main(*pair_options(example, output, small_weights), "--device=auto", "--refine=full") == 0
     return results(output)
 
 
@@ -96,13 +98,18 @@ def test_written_results_say_what_was_run(written: dict[str, Any], small_weights
 
 def test_written_numbers_are_finite_and_in_their_range(written: dict[str, Any]) -> None:
     assert all(value is None or isinstance(value, str) or math.isfinite(value) for value in leaves(written))
-    timings, quality = written["timings_s"], written["quality"]
-    assert timings.keys() == {"read", "prepare", "cascade", "quality", "write field", "write warped", "total"}
-    assert all(value >= 0 for value in timings.values())
-    assert timings["total"] == pytest.approx(sum(timings.values()) - timings["total"], abs=0.5)
-    assert quality["folding_fraction"] == 0
-    assert 0 < quality["jacobian_min"] < 1 < quality["jacobian_max"] < 3
-    for when in ("before", "after"):
-        assert 0.8 < quality[f"lung_dice_{when}"] <= 1
-        assert 0 <= quality[f"ngf_distance_{when}"] <= 1
-    assert quality["lung_dice_before"] != quality["lung_dice_after"]
+    timings, quality, jacobian = written["timings_s"], written["quality"], written["jacobian"]
+    steps = {"read", "lungs", "prepare", "cascade", "refine", "unfold", "quality", "write field", "write warped"}
+    assert timings.keys() == steps | {"total"}
+    assert all(seconds >= 0 for seconds in timings.values())
+    assert sum(timings[step] for step in steps) <= timings["total"] + 0.01
+    assert jacobian["folded_voxels"] == 0 and jacobian["non_finite_voxels"] == 0
+    assert 0 < jacobian["jacobian_min"] < 1 < jacobian["jacobian_max"] < 4
+    assert 0 < jacobian["std_log_jacobian"] < 1
+    assert 0 < jacobian["lung_voxels"] < jacobian["voxels"]
+    before, after = quality["before"], quality["after"]
+    assert before["curvature"] == 0 and before["volume_change"] == 0
+    assert after["local_correlation_distance"] < before["local_correlation_distance"]
+    assert after["lung_dice"] > before["lung_dice"] > 0.8
+    assert after["mask_distance"] < before["mask_distance"]
+    assert 0 < after["inconsistency_mm"] < after["inconsistency_p95_mm"]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithm import register
+from algorithm import prepare
 from algorithm.geometry import Affine, Grid, displacement_at, jacobian_determinant, resample_image
 from algorithm.images import canonical, read_image
 from algorithm.lungs import crop_grid, lung_mask
 from algorithm.network import WINDOW_HU, Cascade, CascadeSettings
-from algorithm.register import PrepareSettings
+from algorithm.prepare import PrepareSettings
 from algorithm.weights import load_cascade, save_cascade
 from phantom import PhantomPair
 from training import data, train
@@ -56,7 +56,7 @@ def packed_pair(tmp_path_factory: pytest.TempPathFactory, example: Path) -> Path
     """A folder with a packed pair; pre-aligned at the 8 mm of the example."""
     folder = tmp_path_factory.mktemp("validation")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(register, "prepare", partial(register.prepare, settings=PrepareSettings(prealign_spacing_mm=8.0)))
+        patch.setattr(prepare, "prepare", partial(prepare.prepare, settings=PrepareSettings(prealign_spacing_mm=8.0)))
         pack_pair(example, folder / "pair.npz")
     return folder
 

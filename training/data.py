@@ -107,7 +107,7 @@ def pack_scan(source: Path, target: Path) -> None:
     from algorithm.geometry import resample_image
     from algorithm.images import canonical, read_image
     from algorithm.lungs import crop_grid, lung_mask
-    from algorithm.register import PrepareSettings
+    from algorithm.prepare import PrepareSettings
 
     image = canonical(read_image(source))
     lungs = lung_mask(image.voxels, image.grid, str(source))
@@ -121,11 +121,11 @@ def pack_pair(source: Path, target: Path) -> None:
     """One folder with a pair and its landmarks → one .npz."""
     import pandas as pd
 
-    from algorithm.images import canonical, read_image
-    from algorithm.register import prepare
+    from algorithm.images import read_image
+    from algorithm.prepare import prepare, subject
 
-    images = [canonical(read_image(source / f"{name}.mha")) for name in ("fixed", "moving")]
-    pair = prepare(images[0], images[1], CascadeSettings().network_size)
+    fixed, moving = (subject(read_image(source / f"{name}.mha"), None) for name in ("fixed", "moving"))
+    pair = prepare(fixed, moving, CascadeSettings().network_size)
     landmarks = {
         f"{name}_landmarks": pd.read_csv(source / f"{name}_landmarks.csv")[["x", "y", "z"]].to_numpy()
         for name in ("fixed", "moving")

@@ -1,0 +1,61 @@
+"""Writes the results; the field is checked for folding on its way into the file."""
+
+import logging
+from pathlib import Path
+
+from algorithm.determinant import DeterminantStatistics, checked
+from algorithm.folding import unfold
+from algorithm.geometry import Grid
+from algorithm.images import Layout, write_field, write_image_slabs
+from algorithm.interface import Outputs, sole_image, write_results
+from algorithm.lungs import LungMask
+from algorithm.prepare import Subject
+from algorithm.report import Report
+from algorithm.transform import Transform
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+"""So often a field that folds on the output grid is repaired and written again."""
+
+
+def deliver(
+    outputs: Outputs, grid: Grid, transform: Transform, fixed: Subject, moving: Subject, layout: Layout, report: Report
+) -> None:
+    """Writes field and warped image on ``grid``, the fixed image's own, and results.json."""
+    outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
+    with report.timed("write field"), sole_image(outputs.displacement_field) as path:
+        transform = write_unfolded(path, grid, transform, fixed.lungs, layout, report)
+    with report.timed("write warped"), sole_image(outputs.warped_moving) as path:
+        write_image_slabs(path, grid, transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype)
+    write_results(outputs.results, report.to_dict())
+    log.info("done: %s", outputs.displacement_field)
+
+
+def write_unfolded(
+    path: Path, grid: Grid, transform: Transform, lungs: LungMask, layout: Layout, report: Report
+) -> Transform:
+    """Writes the field on ``grid``; the transform as it was written.
+
+    det(I + ∇u) of every voxel is taken on the way. Where it is ≤ 0 although the field does not fold on its own grid
+    (a coarse output grid takes differences over several voxels), the field is smoothed there and written again. What
+    cannot be repaired is warned of, with the count.
+    """
+    for attempt in range(ATTEMPTS):
+        statistics = DeterminantStatistics()
+        slabs = checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics)
+        write_field(path, grid, slabs, layout)
+        if statistics.fine or attempt == ATTEMPTS - 1:
+            break
+        repaired, changed = unfold(
+            transform.displacement, transform.grid, points_mm=statistics.points_mm, attempt=attempt
+        )
+        transform = Transform(repaired, transform.grid, transform.affine)
+        report.warn(
+            f"The field folded at {statistics.folded} voxels of the fixed image's grid; it was smoothed at {changed} "
+            "voxels of its own, after the quality figures were taken."
+        )
+    report.set(jacobian=statistics.figures())
+    if statistics.folded:
+        report.warn(f"The field folds at {statistics.folded} of {statistics.voxels} voxels; the repair failed.")
+    return transform

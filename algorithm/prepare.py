@@ -1,0 +1,124 @@
+"""From two scans to what the cascade sees: lung masks, pre-alignment, crop, network grid."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithm.errors import InputError
+from algorithm.geometry import Affine, Grid, resample_image, validity
+from algorithm.images import Image, canonical, read_mask
+from algorithm.lungs import SMALLEST_LITRES, LungMask, crop_grid, lung_mask
+from algorithm.network import AIR_HU
+from algorithm.prealign import PrealignSettings, Scan, prealign
+
+
+class Subject(NamedTuple):
+    """One scan of the pair, in canonical storage order, and its lungs on a grid of their own."""
+
+    image: Image
+    lungs: LungMask
+
+
+@dataclass(frozen=True)
+class PrepareSettings:
+    """How scans become network input; lengths in mm."""
+
+    margin_mm: float = 12.0
+    """Free space around the lungs in the network grid."""
+    moving_margin_vox: int = 16
+    """So much more of the moving image is kept around the network grid, for displacements that leave it."""
+    prealign_spacing_mm: float = 4.0
+    """Finest voxel of the pre-alignment."""
+    prealign: PrealignSettings = field(default_factory=PrealignSettings)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A pair as the cascade sees it. The moving image and mask are pre-aligned: they lie in the fixed world."""
+
+    fixed: Float[Tensor, "1 1 z y x"]
+    """HU on ``grid``."""
+    fixed_lungs: Float[Tensor, "1 1 z y x"]
+    """Lung mask on ``grid``, 0 to 1."""
+    grid: Grid
+    """The network grid: the box around the fixed lungs."""
+    moving: Float[Tensor, "1 1 zm ym xm"]
+    moving_lungs: Float[Tensor, "1 1 zm ym xm"]
+    moving_grid: Grid
+    affine: Affine
+    """Pre-alignment: fixed world → moving world."""
+
+    def to(self, device: torch.device) -> "Prepared":
+        """The same pair on another device."""
+        fixed, lungs = self.fixed.to(device), self.fixed_lungs.to(device)
+        moving, moving_lungs = self.moving.to(device), self.moving_lungs.to(device)
+        return Prepared(fixed, lungs, self.grid, moving, moving_lungs, self.moving_grid, self.affine)
+
+
+def given_lungs(path: Path | None, image: Image) -> LungMask | None:
+    """A lung mask from a file, in canonical storage order; None without one. InputError when it cannot be ``image``'s.
+
+    It is when it has the volume of a lung, and at least half of the box around it lies in the image.
+    """
+    if path is None:
+        return None
+    mask, grid = read_mask(path)
+    stored = canonical(Image(mask.short(), grid, path))
+    lungs = LungMask(stored.voxels > 0, stored.grid)
+    if lungs.litres < SMALLEST_LITRES:
+        raise InputError(f"{path}: the mask has {lungs.litres:.2g} l, expected lungs of at least {SMALLEST_LITRES} l")
+    box = crop_grid(lungs, 0.0, (8, 8, 8))
+    if validity(torch.zeros(1, 3, *box.shape), box, image.grid).float().mean() < 0.5:
+        raise InputError(f"{path}: the mask lies outside {image.path}, expected the lungs in that image")
+    return lungs
+
+
+def subject(image: Image, mask: Path | None) -> Subject:
+    """An image in canonical storage order with its lungs, from the file ``mask`` or else from the HU.
+
+    InputError where there is no lung, or the mask is not that image's.
+    """
+    image = canonical(image)
+    return Subject(image, given_lungs(mask, image) or lung_mask(image.voxels, image.grid, str(image.path)))
+
+
+def prepare(
+    fixed: Subject,
+    moving: Subject,
+    network_size: tuple[int, int, int],
+    settings: PrepareSettings = PrepareSettings(),
+) -> Prepared:
+    """Pre-aligns, crops and resamples a pair; InputError when the two share too little."""
+    affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
+    grid = crop_grid(fixed.lungs, settings.margin_mm, network_size)
+    moving_grid = grid.padded(settings.moving_margin_vox)
+    return Prepared(
+        _hu(fixed, grid, Affine()),
+        _lungs(fixed, grid, Affine()),
+        grid,
+        _hu(moving, moving_grid, affine),
+        _lungs(moving, moving_grid, affine),
+        moving_grid,
+        affine,
+    )
+
+
+def _hu(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z y x"]:
+    image = subject.image
+    return resample_image(image.voxels, image.grid, grid, affine=affine, least=AIR_HU, fill=AIR_HU)
+
+
+def _lungs(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z y x"]:
+    return resample_image(subject.lungs.mask, subject.lungs.grid, grid, affine=affine, least=0.0, fill=0.0)
+
+
+def _scan(subject: Subject, settings: PrepareSettings) -> Scan:
+    """The surroundings of the lungs on the grid of the pre-alignment (even sizes: it halves them once)."""
+    box = crop_grid(subject.lungs, 5 * settings.prealign_spacing_mm, (2, 2, 2))
+    x, y, z = (2 * max(4, round(extent / settings.prealign_spacing_mm / 2)) for extent in box.extent_mm)
+    grid = box.resized((x, y, z))
+    return Scan(_hu(subject, grid, Affine()).clamp(max=200), _lungs(subject, grid, Affine()), grid)

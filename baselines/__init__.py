@@ -1,0 +1,1 @@
+"""What the algorithm is compared with."""

@@ -1,0 +1,81 @@
+"""The conventional method: the objective minimised for the pair, without any training (Rühaak et al. 2017).
+
+    python -m baselines.ruehaak FIXED MOVING OUT
+
+Rühaak et al., "Estimation of large motion in lung CT by integrating regularized keypoint correspondences into dense
+deformable registration", IEEE TMI 2017: NGF, curvature, volume change control and keypoints, coarse to fine, from a
+linear pre-alignment; the method that Hering et al. 2021 compare with. The same inputs, outputs and exit codes as
+``python -m algorithm``. Unlike the original it minimises by Adam on a control grid (`algorithm.refine`) instead of by
+L-BFGS on the voxels, aligns no lung masks, and lets the keypoints go at the finest level: there they are less exact
+than the images.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from algorithm.deliver import deliver
+from algorithm.errors import exit_code
+from algorithm.images import read_image
+from algorithm.interface import image_name, prepare_outputs
+from algorithm.network import CascadeSettings
+from algorithm.objective import Weights
+from algorithm.prepare import Subject, prepare, subject
+from algorithm.refine import RefineSettings, find_pair_keypoints, refine
+from algorithm.register import choose_device, finish
+from algorithm.report import Report
+from algorithm.transform import Transform
+
+CONVENTIONAL = RefineSettings(
+    spacing_mm=(8.0, 4.0, 2.0),
+    steps=(60, 60, 40),
+    similarity="ngf",
+    weights=(
+        Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.02, t=0.2, diffusion=0.8),
+        Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.01, t=0.1, diffusion=0.8),
+        Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.0, t=0.05, diffusion=0.8),
+    ),
+)
+
+
+def register(fixed: Subject, moving: Subject, device: torch.device, report: Report) -> Transform:
+    """Registers two scans; says in ``report`` how well it went."""
+    with report.timed("prepare"):
+        pair = prepare(fixed, moving, CascadeSettings().network_size)
+    start, grid = torch.zeros(1, 3, 8, 8, 8, device=device), pair.grid.resized((8, 8, 8))
+    with report.timed("keypoints"):
+        keypoints = find_pair_keypoints(pair, fixed, start, grid)
+    with report.timed("minimise"):
+        result = refine(fixed, moving, pair.affine, start, grid, CONVENTIONAL, keypoints)
+    return finish(pair, moving, result, report)
+
+
+def main() -> int:
+    """Runs the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("fixed", "moving", "out"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    parser.add_argument("--field-layout", choices=("itk", "grand-challenge"), default="itk")
+    arguments = parser.parse_args()
+    return exit_code(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One case, from files to files."""
+    report = Report()
+    outputs = prepare_outputs(arguments.out, image_name(arguments.fixed))
+    device = choose_device(arguments.device, report)
+    report.set(method="ruehaak", fixed=arguments.fixed.name, moving=arguments.moving.name, device=str(device))
+    with report.timed("read"):
+        fixed_image, moving_image = read_image(arguments.fixed), read_image(arguments.moving)
+    with report.timed("lungs"):
+        fixed, moving = subject(fixed_image, None), subject(moving_image, None)
+    transform = register(fixed, moving, device, report)
+    deliver(outputs, fixed_image.grid, transform, fixed, moving, arguments.field_layout, report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
