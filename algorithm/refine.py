@@ -17,7 +17,7 @@ confidence.
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,7 +61,7 @@ class RefineSettings:
     """Settings of `refine`; tuples have one entry for each level, coarse to fine."""
 
     spacing_mm: tuple[float, ...] = (4.0, 2.0)
-    """Voxel of the images, isotropic."""
+    """Voxel of the images, isotropic; for scans whose own voxels are larger than the last, see `for_voxels`."""
     steps: tuple[int, ...] = (60, 40)
     both_directions: bool = True
     similarity: Similarity = "local correlation"
@@ -90,6 +90,16 @@ class RefineSettings:
             )
         if any(weights.beta for weights in self.weights):
             raise ValueError("refinement has no labels to align, expected beta 0")
+
+
+def for_voxels(settings: RefineSettings, *grids: Grid) -> RefineSettings:
+    """The same levels, all coarser by one factor where a scan's voxels (geometric mean) are larger than the last's.
+
+    Windows of a few voxels would otherwise see nothing but the interpolation between them.
+    """
+    largest = max(math.prod(grid.spacing) ** (1 / 3) for grid in grids)
+    factor = max(1.0, largest / settings.spacing_mm[-1])
+    return replace(settings, spacing_mm=tuple(factor * spacing for spacing in settings.spacing_mm))
 
 
 class Refined(NamedTuple):
@@ -121,6 +131,7 @@ def refine(
     between calls and nothing is random: on a CPU the same input gives the same output, on a GPU to rounding, since it
     adds in no fixed order.
     """
+    settings = for_voxels(settings, fixed.image.grid, moving.image.grid)
     forward, grid = minimise(fixed, moving, affine, start, start_grid, settings, keypoints)
     if not settings.both_directions:
         return Refined(forward, grid, None)

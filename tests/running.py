@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 from algorithm.__main__ import main
 from algorithm.prealign import PrealignSettings
 from algorithm.prepare import PrepareSettings, prepare
+from algorithm.register import REFINE
 from tests.golden_check import landmark_errors_mm, read_only_image
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, polish=10))
@@ -22,13 +24,15 @@ COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iter
 def call_main(*arguments: object) -> int:
     """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse.
 
-    And without refinement, unless the arguments ask for it.
+    Without refinement unless the arguments ask for it, and then a coarse one.
     """
     if not any(str(argument).startswith("--refine") for argument in arguments):
         arguments = (*arguments, "--refine=off")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
         patch.setattr("algorithm.register.prepare", functools.partial(prepare, settings=COARSE))
+        for name, settings in list(REFINE.items()):
+            patch.setitem(REFINE, name, replace(settings, spacing_mm=(16.0, 8.0), steps=(15, 15)))
         try:
             return main()
         except SystemExit as end:

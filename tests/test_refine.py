@@ -19,6 +19,7 @@ from algorithm.refine import (
     Similarity,
     dilated,
     distance,
+    for_voxels,
     minimise,
     refine,
     smoothed,
@@ -244,6 +245,13 @@ def test_smoothing_keeps_constants_and_dilation_is_a_cube() -> None:
     mask[..., 4, 4, 4] = True
     assert dilated(mask, 2).sum() == 125
     assert torch.equal(dilated(mask, 0), mask)
+
+
+def test_levels_are_no_finer_than_the_scans() -> None:
+    fine, coarse = replace(GRID, spacing=(0.7, 0.7, 5.0)), replace(GRID, spacing=(5.0, 5.0, 5.0))
+    assert for_voxels(QUICK, fine, GRID).spacing_mm == (4.0, 2.0)
+    assert for_voxels(QUICK, fine, coarse).spacing_mm == pytest.approx((10.0, 5.0))
+    assert for_voxels(QUICK, coarse, fine) == for_voxels(QUICK, fine, coarse)
 
 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:

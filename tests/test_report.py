@@ -5,7 +5,6 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from algorithm import __version__
 from algorithm.interface import write_results
-from algorithm.register import REFINE, choose_device
+from algorithm.register import choose_device
 from algorithm.report import Report
 from algorithm.weights import FILE
 from tests.running import call_main, pair_options, results
@@ -76,7 +75,6 @@ def written(tmp_path_factory: pytest.TempPathFactory, example: Path, small_weigh
     output = tmp_path_factory.mktemp("output")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        patch.setitem(REFINE, "full", replace(REFINE["full"], spacing_mm=(8.0, 4.0), steps=(20, 10)))  # for time
         assert call_main(*pair_options(example, output, small_weights), "--device=auto", "--refine=full") == 0
     return results(output)
 

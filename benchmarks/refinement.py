@@ -1,0 +1,105 @@
+"""What each part of the refinement is worth: similarity × keypoints × start, in one direction.
+
+    python -m benchmarks.refinement PAIR... [--similarity "local correlation" ngf mind]
+
+PAIR is a folder as for `benchmarks.landmarks`. Prints the mean landmark error (mm) of each pair, the foldings on the
+field's own grid, and the mean time (s) of refinement and keypoint search. From the pre-alignment there is one level
+more, of 8 mm: the start is farther away.
+"""
+
+import argparse
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from algorithm.geometry import Grid, displacement_at, jacobian_determinant
+from algorithm.images import read_image
+from algorithm.objective import Weights
+from algorithm.prepare import Prepared, Subject, prepare, subject
+from algorithm.refine import RefineSettings, Similarity, find_pair_keypoints, refine
+from algorithm.register import predict
+from algorithm.report import Report
+from algorithm.weights import find_weights, load_cascade
+from benchmarks.landmarks import landmarks_mm
+
+SCALE = {"local correlation": 1.0, "ngf": 1.0, "mind": 0.125}
+"""Weights beside D: differences of MIND are so much smaller than those of the other distances."""
+DELTA = 0.02
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, prepared, with both starts and its landmarks."""
+
+    name: str
+    fixed: Subject
+    moving: Subject
+    pair: Prepared
+    starts: dict[str, tuple[Tensor, Grid]]
+    landmarks: tuple[np.ndarray, np.ndarray]
+
+
+def load(folder: Path) -> Case:
+    """Reads, prepares, and runs the cascade."""
+    cascade = load_cascade(find_weights(None)).cascade
+    fixed, moving = (subject(read_image(folder / f"{name}.mha"), None) for name in ("fixed", "moving"))
+    pair = prepare(fixed, moving, cascade.settings.network_size)
+    predicted = predict(pair, cascade, torch.device("cpu"), Report())
+    starts = {
+        "pre-alignment": (torch.zeros(1, 3, 8, 8, 8), pair.grid.resized((8, 8, 8))),
+        "cascade": (predicted.displacement, predicted.grid),
+    }
+    return Case(folder.name, fixed, moving, pair, starts, landmarks_mm(folder))
+
+
+def settings(similarity: Similarity, keypoints: bool, start: str) -> RefineSettings:
+    """One direction; keypoints count on all levels but the finest."""
+    spacing, steps = ((4.0, 2.0), (60, 40)) if start == "cascade" else ((8.0, 4.0, 2.0), (60, 60, 40))
+    deltas = [DELTA * keypoints * SCALE[similarity]] * (len(spacing) - 1) + [0.0]
+    weights = tuple(
+        Weights(alpha=0.0, beta=0.0, gamma=0.0, delta=delta, diffusion=0.8 * SCALE[similarity]) for delta in deltas
+    )
+    return RefineSettings(spacing, steps, both_directions=False, similarity=similarity, weights=weights)
+
+
+def measure(case: Case, similarity: Similarity, keypoints: bool, start: str) -> tuple[float, int, float]:
+    """Mean landmark error (mm), foldings, and time (s)."""
+    begun = time.monotonic()
+    first, grid = case.starts[start]
+    points = find_pair_keypoints(case.pair, case.fixed, first, grid) if keypoints else None
+    chosen = settings(similarity, keypoints, start)
+    result = refine(case.fixed, case.moving, case.pair.affine, first, grid, chosen, points)
+    seconds = time.monotonic() - begun
+    fixed, moving = case.landmarks
+    found = fixed + displacement_at(torch.from_numpy(fixed), result.displacement, result.grid).numpy()
+    error = np.linalg.norm(case.pair.affine(found) - moving, axis=1).mean()
+    return float(error), int((jacobian_determinant(result.displacement, result.grid) <= 0).sum()), seconds
+
+
+def main() -> None:
+    """Prints the table, row by row as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pairs", type=Path, nargs="+")
+    parser.add_argument("--similarity", nargs="+", choices=tuple(SCALE), default=list(SCALE))
+    arguments = parser.parse_args()
+    cases = [load(folder) for folder in arguments.pairs]
+    rows = []
+    for similarity, start, keypoints in itertools.product(
+        arguments.similarity, ("pre-alignment", "cascade"), (False, True)
+    ):
+        values = [measure(case, similarity, keypoints, start) for case in cases]
+        errors, folded, seconds = zip(*values, strict=True)
+        row = {"similarity": similarity, "start": start, "keypoints": keypoints, "mean": np.mean(errors)}
+        row |= {case.name: error for case, error in zip(cases, errors, strict=True)}
+        rows.append(row | {"folded": sum(folded), "s": np.mean(seconds)})
+        print(pd.DataFrame(rows[-1:]).to_string(index=False, float_format=lambda v: f"{v:.3f}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
