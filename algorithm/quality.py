@@ -29,7 +29,7 @@ LEAST_DETERMINANT = 0.05
 
 LEAST_DICE = 0.9
 MOST_OUTSIDE = 0.05
-MOST_UNLIKE = 0.75
+MOST_UNLIKE = 0.3
 MOST_INCONSISTENT_MM = 2.0
 """Beyond these a result is warned of. Measured: see the README, "Can the result be trusted?"."""
 
@@ -87,10 +87,10 @@ def warnings(figures: dict[str, dict[str, float]]) -> list[str]:
             f"{after['outside_field_of_view']:.0%} of the fixed lungs lie outside the moving field of view; there the "
             "displacement field is only a continuation."
         )
-    if not after["local_correlation_distance"] <= MOST_UNLIKE:
+    if not after["ngf_distance"] <= MOST_UNLIKE:
         sentences.append(
-            f"The registered lungs are hardly alike (local correlation distance "
-            f"{after['local_correlation_distance']:.2f}, {MOST_UNLIKE} at most expected): are they of one patient?"
+            f"The registered lungs are hardly alike (NGF distance {after['ngf_distance']:.2f}, {MOST_UNLIKE} at most "
+            "expected): are they of one patient?"
         )
     if after.get("inconsistency_mm", 0.0) > MOST_INCONSISTENT_MM:
         sentences.append(
