@@ -1,8 +1,8 @@
 """How well keypoints are matched: the landmarks of packed pairs, searched for as if they were keypoints.
 
-    python -m benchmarks.keypoints PAIR.npz... [--weights FOLDER] [--spacing-mm 2] [--cascade]
+    python -m benchmarks.keypoints PAIR.npz... [--weights FOLDER] [--grid-mm 2] [--cascade]
 
-Each pair (packed by `training.data --pairs`) is resampled to a grid of ``--spacing-mm`` around the lungs. The landmarks
+Each pair (packed by `training.data --pairs`) is resampled to a grid of ``--grid-mm`` around the lungs. The landmarks
 join the keypoints of the fixed lungs, so that the graph ties them in, and start from no motion (pre-aligned), with
 ``--cascade`` from the field of the cascade too. One row per pair and start: mean, median and 95th percentile of the
 landmark error (mm) of the start alone; of the landmarks that are kept after matching, and of the start *at these*; the
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--cascade", action="store_true", help="start from the cascade's field too")
     parser.add_argument("--weights", type=Path, default=BUNDLED)
-    parser.add_argument("--spacing-mm", type=float, default=2.0)
+    parser.add_argument("--grid-mm", type=float, default=2.0)
     for item in (*fields(DetectSettings), *fields(MatchSettings)):
         parser.add_argument("--" + item.name.replace("_", "-"), type=type(item.default), default=item.default)
     arguments = parser.parse_args()
@@ -100,7 +100,7 @@ def main() -> None:
     for path in arguments.pairs:
         pair = load_pair(path)
         starts = [None, cascade_field(pair, arguments.weights)] if arguments.cascade else [None]
-        rows += [measure(pair, start, arguments.spacing_mm, detect, match) for start in starts]
+        rows += [measure(pair, start, arguments.grid_mm, detect, match) for start in starts]
     table = pd.DataFrame(rows).set_index(["start", "pair"]).sort_index()
     print(table.T.to_string(float_format=lambda value: f"{value:.2f}"))
     print("\nmean over the pairs")
