@@ -7,7 +7,6 @@ unfold     local repair where the field folds
 quality    figures that say whether to trust it
 """
 
-import logging
 from dataclasses import asdict
 
 import torch
@@ -21,8 +20,6 @@ from algorithm.quality import quality, warnings
 from algorithm.refine import FAST, FULL, Refined, refine
 from algorithm.report import Report
 from algorithm.transform import Transform
-
-log = logging.getLogger(__name__)
 
 REFINE = {"fast": FAST, "full": FULL}
 """By the names of ``--refine``."""
