@@ -26,7 +26,7 @@ from algorithm.keypoints import DetectSettings, MatchSettings, displacements, di
 from algorithm.lungs import lung_mask
 from algorithm.network import AIR_HU
 from algorithm.weights import BUNDLED, load_cascade
-from training.data import ValidationPair, load_pair
+from training.data import ValidationPair, load_validation_pair
 
 
 def cascade_field(pair: ValidationPair, weights: Path) -> Float[Tensor, "1 3 z y x"]:
@@ -98,7 +98,7 @@ def main() -> None:
     detect, match = settings_from(DetectSettings, arguments), settings_from(MatchSettings, arguments)
     rows = []
     for path in arguments.pairs:
-        pair = load_pair(path)
+        pair = load_validation_pair(path)
         starts = [None, cascade_field(pair, arguments.weights)] if arguments.cascade else [None]
         rows += [measure(pair, start, arguments.grid_mm, detect, match) for start in starts]
     table = pd.DataFrame(rows).set_index(["start", "pair"]).sort_index()

@@ -1,4 +1,4 @@
-"""A first simulator of breathing: from one scan, a pair with the exact displacement field inside the lungs.
+"""A simulator of breathing: from one scan, a pair with the exact displacement field inside the lungs.
 
 The scan is the moving image M. A random motion u gives the fixed image F(x) = M(x + u(x)), so the exact field is u
 itself, without any inversion, and the fixed lungs are the pulled-back mask. What is drawn:
@@ -8,25 +8,32 @@ itself, without any inversion, and the fixed lungs are the pulled-back mask. Wha
 - local detail: cubic B-spline fields on control grids of 96, 48, 24 and 12 mm;
 - from this the best affine map over the lungs is taken away and a small random one added, since the cascade sees
   pre-aligned pairs; the rest is scaled to a drawn mean length;
-- sliding: outside the lungs another, smaller field, blended within a voxel or two of the pleura;
-- density by conservation of mass: parenchyma becomes (HU + 1000) · det(I + ∇u)^g - 1000, vessels stay;
-- for each image noise, blur along z, an offset in HU; sometimes a truncated field of view.
+- sliding: around the lungs the body moves by another, smooth field, and shows soft tissue where they were;
+- density by conservation of mass: parenchyma becomes (HU + 1000) · (v · det(I + ∇u))^g - 1000, vessels stay; v is
+  the ratio of the lungs' volumes, which the affine part that was taken away would have changed;
+- for each image noise, reconstruction kernel, blur along z, an offset in HU; sometimes a truncated field of view.
+
+How long and how rough the motion is was set by real correspondences: `training.motion` shows both.
 
 Only torch and numpy are needed.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, jacobian_determinant, warp, world_displacement
-from algorithm.network import AIR_HU
+from algorithm.geometry import Grid, jacobian_determinant, resample, warp, world_displacement
+from algorithm.network import AIR_HU, downsample
+from training.pairs import TrainingPair
 
 SOFT_TISSUE_HU = 30.0
+FAT_HU = -100.0
+RIM = 1
+"""Voxels around the lung mask that may be part lung."""
 
 
 @dataclass(frozen=True)
@@ -37,32 +44,25 @@ class BreathingSettings:
     """Largest cranio-caudal motion of the base, before the affine part is taken away."""
     detail_spacing_mm: tuple[float, ...] = (96.0, 48.0, 24.0, 12.0)
     """Control point distances of the B-spline fields."""
-    detail_mm: tuple[float, ...] = (4.0, 2.0, 0.9, 0.35)
-    """Standard deviation of their control points; each is drawn between 0 and twice this."""
-    mean_motion_mm: tuple[float, float] = (0.8, 6.0)
-    """Mean length of the motion in the lungs, drawn log-uniformly."""
+    detail_mm: tuple[float, ...] = (4.0, 2.0, 1.0, 0.45)
+    """Standard deviation of their components; each is drawn between 0 and twice this."""
+    mean_motion_mm: tuple[float, float] = (0.8, 10.0)
+    """Mean length of the motion in the lungs, drawn log-uniformly: breathing at rest to breath-holds."""
+    motion_spacing_mm: float = 3.0
+    """Motion is drawn on the image's grid, coarsened until its voxels are at least so large."""
     affine_mm: float = 2.0
     """Standard deviation of the pre-alignment's error at the surface of the lungs."""
     least_determinant: float = 0.25
     """The motion is damped until no determinant in the lungs is below."""
+    body_mm: float = 5.0
+    """Standard deviation of the body's affine motion relative to the lungs', at the surface."""
+    volume_ratio: float = 1.35
+    """Largest ratio of the lungs' volumes, either way; seen in the density only."""
     noise_hu: float = 30.0
     """Largest standard deviation of the noise."""
     offset_hu: float = 15.0
     truncation: float = 0.1
     """Probability of a field of view that ends within the lungs."""
-
-
-@dataclass(frozen=True)
-class SimulatedPair:
-    """A pre-aligned pair on one grid."""
-
-    fixed: Float[Tensor, "1 1 z y x"]
-    moving: Float[Tensor, "1 1 z y x"]
-    fixed_lungs: Float[Tensor, "1 1 z y x"]
-    moving_lungs: Float[Tensor, "1 1 z y x"]
-    displacement: Float[Tensor, "1 3 z y x"]
-    """Exact inside the fixed lungs, mm."""
-    grid: Grid
 
 
 def simulate(
@@ -71,22 +71,46 @@ def simulate(
     grid: Grid,
     generator: torch.Generator,
     settings: BreathingSettings = BreathingSettings(),
-) -> SimulatedPair:
+) -> TrainingPair:
     """A pair from one scan (HU) and its lung mask (0 to 1). All randomness comes from ``generator`` (CPU)."""
-    inner = motion(lungs, grid, generator, settings)
-    determinant = jacobian_determinant(inner, grid)[:, None]
-    fixed_lungs = warp(lungs, grid, inner, grid, fill=0.0)
-    displacement = inner
+    return scanned(deformed(scan, lungs, grid, generator, settings), generator, settings)
+
+
+def deformed(
+    scan: Float[Tensor, "1 1 z y x"],
+    lungs: Float[Tensor, "1 1 z y x"],
+    grid: Grid,
+    generator: torch.Generator,
+    settings: BreathingSettings = BreathingSettings(),
+) -> TrainingPair:
+    """The pair before scanner and reconstruction leave their marks (`scanned`)."""
+    coarse_lungs, coarse = lungs, grid
+    while min(coarse.spacing) < settings.motion_spacing_mm:
+        coarse_lungs, coarse = downsample(coarse_lungs), coarse.coarsened(2)
+    inner = motion(coarse_lungs, coarse, generator, settings)
+    determinant = _on(grid, jacobian_determinant(inner, coarse)[:, None], coarse)
+    displacement = body = _on(grid, inner, coarse)
+    fixed_lungs = warp(lungs, grid, displacement, grid, fill=0.0)
     if _uniform(generator) < 0.8:
-        body = _detail(grid, (96.0,), (2.0,), generator).to(scan)
-        blend = F.avg_pool3d(fixed_lungs, 3, stride=1, padding=1)
-        displacement = blend * inner + (1 - blend) * body
-    density = _uniform(generator, 0.5, 1.2)
-    fixed = _pulled(scan, lungs, displacement, fixed_lungs, grid, determinant.clamp(min=0.2) ** density)
+        sliding = _detail(coarse, (96.0,), (2.0,), generator) + _affine_error(coarse, generator, settings.body_mm)
+        body = _on(grid, sliding.to(scan), coarse)
+    volume = settings.volume_ratio ** _uniform(generator, -1.0, 1.0)
+    density = (volume * determinant.clamp(min=0.2)) ** _uniform(generator, 0.5, 1.2)
+    fixed = _pulled(scan, lungs, fixed_lungs, displacement, body, grid, density)
     moving = _truncated(scan, grid, generator) if _uniform(generator) < settings.truncation else scan
-    return SimulatedPair(
-        _scanned(fixed, generator, settings), _scanned(moving, generator, settings), fixed_lungs, lungs, inner, grid
-    )
+    return TrainingPair(fixed, moving, fixed_lungs, lungs, inner, grid, grid, coarse)
+
+
+def scanned(
+    pair: TrainingPair, generator: torch.Generator, settings: BreathingSettings = BreathingSettings()
+) -> TrainingPair:
+    """The pair with noise, kernel, slice thickness and offset, drawn independently for the two images."""
+    fixed, moving = (_scanned(image, generator, settings) for image in (pair.fixed, pair.moving))
+    return replace(pair, fixed=fixed, moving=moving)
+
+
+def _on(grid: Grid, values: Tensor, coarse: Grid) -> Tensor:
+    return values if coarse == grid else resample(values, coarse, grid)
 
 
 def motion(
@@ -186,15 +210,25 @@ def _affine_error(grid: Grid, generator: torch.Generator, deviation_mm: float) -
 
 
 def _pulled(
-    scan: Tensor, lungs: Tensor, displacement: Tensor, fixed_lungs: Tensor, grid: Grid, density: Tensor
+    scan: Tensor, lungs: Tensor, fixed_lungs: Tensor, displacement: Tensor, body: Tensor, grid: Grid, density: Tensor
 ) -> Float[Tensor, "1 1 z y x"]:
-    """M(x + u(x)) with the density of the parenchyma changed, and no lung outside the fixed lungs."""
-    values = warp(torch.cat([scan, lungs], dim=1), grid, displacement, grid)
-    pulled, pulled_lungs = values[:, :1], values[:, 1:]
+    """M(x + u(x)) with the density of the parenchyma changed; around the lungs, tissue moved by the ``body`` field b.
+
+    With B the body without lungs and L the fixed lungs: M(x + u) + (1 - L(x)) (B(x + b) - B(x + u)). So the lungs and
+    their blurred edge, M - B, move by u only, and where b = u the image is M(x + u) throughout.
+    """
+    alone = _without_lungs(scan, lungs)
+    pulled, tissue = warp(torch.cat([scan, alone], dim=1), grid, displacement, grid).split(1, dim=1)
     parenchyma = torch.sigmoid((-500 - pulled) / 60) * fixed_lungs  # vessels and walls keep their density
     pulled = pulled + parenchyma * (pulled - AIR_HU) * (density - 1)
-    slid_out = (pulled_lungs - fixed_lungs).clamp(min=0)  # lung that the sliding body field shows outside the lungs
-    return pulled + slid_out * (SOFT_TISSUE_HU - pulled).clamp(min=0)
+    slid: Tensor = pulled + (1 - fixed_lungs) * (warp(alone, grid, body, grid) - tissue)
+    return slid
+
+
+def _without_lungs(scan: Tensor, lungs: Tensor) -> Tensor:
+    """The scan with soft tissue for the lungs, and around them fat for what is darker: voxels that are part lung."""
+    around = F.max_pool3d(lungs, 2 * RIM + 1, stride=1, padding=RIM) > 0
+    return torch.where(lungs > 0.5, SOFT_TISSUE_HU, torch.where(around, scan.clamp(min=FAT_HU), scan))
 
 
 def _truncated(scan: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
@@ -206,13 +240,20 @@ def _truncated(scan: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
 
 
 def _scanned(image: Tensor, generator: torch.Generator, settings: BreathingSettings) -> Tensor:
-    """Noise of random strength and grain, blur along z (thick slices), an offset."""
+    """Noise of random strength and grain, kernel (soft or sharp), blur along z (thick slices), an offset."""
     noise = torch.randn(image.shape, generator=generator).to(image)
     grain = _uniform(generator)
     noise = (1 - grain) * noise + grain * 3 * F.avg_pool3d(noise, 3, stride=1, padding=1)
-    if _uniform(generator) < 0.5:
-        blurred = F.avg_pool3d(image, (3, 1, 1), stride=1, padding=(1, 0, 0), count_include_pad=False)
-        image = torch.lerp(image, blurred, _uniform(generator))
+    draw = _uniform(generator)
+    if draw < 0.3:
+        image = torch.lerp(image, _mean(image, (3, 3, 3)), _uniform(generator, -0.4, 0.6))
+    elif draw < 0.6:
+        image = torch.lerp(image, _mean(image, (3, 1, 1)), _uniform(generator))
     strength = settings.noise_hu * _uniform(generator) ** 2
-    scanned: Tensor = image + strength * noise + settings.offset_hu * _uniform(generator, -1.0, 1.0)
-    return scanned
+    result: Tensor = image + strength * noise + settings.offset_hu * _uniform(generator, -1.0, 1.0)
+    return result
+
+
+def _mean(image: Tensor, size: tuple[int, int, int]) -> Tensor:
+    padding = [n // 2 for n in size]
+    return F.avg_pool3d(image, size, stride=1, padding=padding, count_include_pad=False)

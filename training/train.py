@@ -1,11 +1,14 @@
 """Trains the cascade level by level, coarse first (Hering et al. 2021, sections 3.4 and 4.3).
 
-    python -m training.train --out runs/first --train runs/train --validation runs/val --steps 3000 1000 300
+    python -m training.train --out runs/first --bank runs/bank --validation runs/val --steps 2000 2000 1000
+    python -m training.train --out runs/no_mask --bank runs/bank --config training/config/no_mask.toml
 
-One script, top to bottom. The coarsest network starts from Xavier's parameters, each finer one from those of the level
-before, which then stays fixed. Every step simulates a breathing pair from one scan (`training.breathing`) and minimises
-the objective of `algorithm.objective`; the keypoints are lung voxels with their exact partners. The randomness of a
-step depends on nothing but seed, level and step, so a resumed run is the uninterrupted run.
+One script, top to bottom; what decides the result is in `training.settings`. The coarsest network starts from
+Xavier's parameters, each finer one from those of the level before, which then stays fixed. Every step takes a breathing
+pair, simulated from one scan (`training.breathing`) in this step or before (`training.bank`), and minimises the
+objective of `algorithm.objective` and the distance from the exact field. The finest level sees a part of the fixed
+image at a time. The randomness of a step depends on nothing but seed, level and step, so a resumed run is the
+uninterrupted run.
 
 OUT/checkpoint.pt holds everything to resume (settings included), OUT/log.csv the values, OUT/weights the result.
 """
@@ -17,70 +20,40 @@ import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, jacobian_determinant, warp
+from algorithm.errors import InputError, exit_code
+from algorithm.geometry import Grid, displacement_at, jacobian_determinant, resample, warp
 from algorithm.network import Cascade, CascadeSettings, downsample_by
-from algorithm.objective import Keypoints, Weights, ngf_distance, objective
+from algorithm.objective import Keypoints, ngf_distance, objective
+from algorithm.objective.local_correlation import local_correlation_distance
 from algorithm.weights import load_cascade, save_cascade
-from training.breathing import BreathingSettings, SimulatedPair, simulate
-from training.data import TrainingScan, ValidationPair, load_pair, load_scan
+from training.breathing import BreathingSettings, deformed, scanned
+from training.data import TrainingScan, ValidationPair, load_scan, load_validation_pair
+from training.optimiser import Optimiser
+from training.pairs import TrainingPair, load_pair
+from training.settings import TrainSettings, read_settings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Everything that decides the result; kept in the checkpoint. Triples are for the levels, coarse to fine."""
-
-    steps: tuple[int, ...] = (3000, 1000, 300)
-    learning_rate: float = 1e-3
-    """Adam's, at the start of a level; falls to a tenth by a cosine."""
-    seed: int = 1
-    alpha: tuple[float, ...] = (10.0, 10.0, 10.0)
-    """Curvature, mm²."""
-    beta: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Lung masks."""
-    gamma: tuple[float, ...] = (0.04, 0.04, 0.04)
-    """Volume change."""
-    delta: tuple[float, ...] = (0.1, 0.3, 1.0)
-    """Exact keypoints, 1/mm²."""
-    t: tuple[float, ...] = (0.2, 0.1, 0.05)
-    epsilon_hu_per_mm: tuple[float, ...] = (3.0, 5.0, 10.0)
-    """Edge parameter of the NGF distance; for CT the paper calls 0.1 to 10 good."""
-    keypoints: int = 4096
-    """Lung voxels drawn as keypoints in every step."""
-    reduction: tuple[int, ...] = (2, 2, 1)
-    """Downsampling at which pairs are simulated; the coarse level warps at twice its resolution, the middle at its
-    own, for the sake of time."""
-    scale: float = 0.12
-    """Largest relative change of each voxel edge: lungs of other sizes and shapes."""
-    bfloat16: bool = True
-    """U-Nets in bfloat16: three times faster on a CPU with AVX-512 BF16."""
-
-    def weights(self, level: int) -> Weights:
-        """The objective's weights of one level."""
-        return Weights(
-            self.alpha[level],
-            self.beta[level],
-            self.gamma[level],
-            self.delta[level],
-            self.t[level],
-        )
 
 
 @dataclass(frozen=True)
 class Run:
     """Where and how often; does not decide the result."""
 
-    train: Path
     out: Path
+    train: Path | None = None
+    """Packed scans: pairs are simulated in every step."""
+    bank: Path | None = None
+    """Pairs simulated before, instead."""
     validation: Path | None = None
     initial: Path | None = None
-    """Weights to start from. A level with 0 steps keeps them, unless a coarser one is trained: then it takes its."""
+    """Weights to start from. A level with 0 steps keeps them, unless a coarser one is trained: then it takes its, but
+    for ``keep_finer``."""
     device: str = "cpu"
     validate_every: int = 250
     checkpoint_every: int = 100
@@ -88,65 +61,129 @@ class Run:
     """Stop (resumable) after so long."""
 
 
-def reduced(scan: TrainingScan, factor: int) -> TrainingScan:
-    """The scan at 1/factor of its resolution."""
-    voxels, lungs = downsample_by(scan.voxels, factor), downsample_by(scan.lungs, factor)
-    return replace(scan, voxels=voxels, lungs=lungs, grid=scan.grid.coarsened(factor))
-
-
-def simulated(scans: list[TrainingScan], level: int, step: int, settings: TrainSettings) -> SimulatedPair:
-    """The pair of one step, at the resolution of the scans."""
-    generator = torch.Generator().manual_seed((settings.seed * 10 + level) * 10_000_000 + step)
+def drawn_pair(scans: list[TrainingScan], seed: int, settings: BreathingSettings, scale: float = 0.12) -> TrainingPair:
+    """The pair of a seed, at the resolution of the scans, before `scanned`."""
+    generator = torch.Generator().manual_seed(seed)
     scan = scans[int(torch.randint(len(scans), (), generator=generator))]
-    stretch = 1 + settings.scale * (2 * torch.rand(3, generator=generator) - 1)
+    stretch = 1 + scale * (2 * torch.rand(3, generator=generator) - 1)
     voxels, lungs = scan.voxels, scan.lungs
     if torch.rand((), generator=generator) < 0.5:  # mirrored left to right
         voxels, lungs = voxels.flip(-1), lungs.flip(-1)
     x, y, z = (float(s * f) for s, f in zip(scan.grid.spacing, stretch, strict=True))
-    return simulate(voxels, lungs, replace(scan.grid, spacing=(x, y, z)), generator, BreathingSettings())
+    return deformed(voxels, lungs, replace(scan.grid, spacing=(x, y, z)), generator, settings)
+
+
+class Pairs:
+    """The pairs of all steps of one level."""
+
+    def __init__(self, level: int, settings: TrainSettings, run: Run) -> None:
+        self.level, self.settings = level, settings
+        reduction = settings.reduction[level]
+        self.files = sorted((run.bank / str(reduction)).glob("*.npz")) if run.bank else []
+        scans = [load_scan(path) for path in sorted(run.train.glob("*.npz"))] if run.train else []
+        self.scans = [scan.reduced(reduction) for scan in scans]
+        if not self.files and not self.scans:
+            wanted = f"pairs in {run.bank / str(reduction)} (training.bank)" if run.bank else "scans (training.data)"
+            raise InputError(f"{run.bank or run.train} holds no .npz files, expected {wanted}")
+
+    def __call__(self, step: int) -> tuple[TrainingPair, torch.Generator]:
+        """The pair of one step, and the randomness left for its other uses."""
+        seed = (self.settings.seed * 10 + self.level) * 10_000_000 + step
+        generator = torch.Generator().manual_seed(seed)
+        if self.files:  # every pair once before any again
+            turn = torch.Generator().manual_seed(seed - step + step // len(self.files))
+            pair = load_pair(self.files[int(torch.randperm(len(self.files), generator=turn)[step % len(self.files)])])
+        else:
+            pair = drawn_pair(self.scans, seed, BreathingSettings(), self.settings.scale)
+        noise = BreathingSettings().noise_hu / self.settings.reduction[self.level]  # what averaging leaves of it
+        return scanned(pair, generator, replace(BreathingSettings(), noise_hu=noise)), generator
+
+
+def part_of(pair: TrainingPair, edge: int, generator: torch.Generator) -> TrainingPair:
+    """A part of the fixed image around a random voxel of the lungs; all of it if ``edge`` is 0."""
+    if edge == 0:
+        return pair
+    lung = (pair.fixed_lungs[0, 0] > 0.5).nonzero()
+    centre = lung[int(torch.randint(len(lung), (), generator=generator))].tolist()[::-1]
+    size = [min(edge, n) for n in pair.grid.size]
+    start = [min(max(c - n // 2, 0), full - n) for c, n, full in zip(centre, size, pair.grid.size, strict=True)]
+    return pair.cropped((start[0], start[1], start[2]), (size[0], size[1], size[2]))
 
 
 def predict(
-    cascade: Cascade, level: int, pair: SimulatedPair, reduction: int
+    cascade: Cascade, level: int, pair: TrainingPair, part: TrainingPair, reduction: int
 ) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
-    """The field after ``level``, differentiable in that level's parameters only."""
-    images = pair.fixed, pair.grid, pair.moving, pair.grid
-    with torch.no_grad():
-        so_far = cascade(*images, level, reduction) if level > 0 else None
-    return cascade.add_level(level, *images, so_far, reduction)
+    """The field on ``part`` after ``level``, differentiable in that level's parameters only.
+
+    The coarser levels see the whole pair; where that is at full resolution, at half of it, for the sake of time.
+    """
+    so_far = None
+    if level > 0:
+        whole = pair.reduced(2) if reduction == 1 else pair
+        with torch.no_grad():
+            images = whole.fixed, whole.grid, whole.moving, whole.moving_grid
+            so_far = cascade(*images, level, max(reduction, 2))
+    return cascade.add_level(level, part.fixed, part.grid, part.moving, part.moving_grid, so_far, reduction)
 
 
 def loss(
     displacement: Float[Tensor, "1 3 z y x"],
     grid: Grid,
-    pair: SimulatedPair,
+    pair: TrainingPair,
     level: int,
     settings: TrainSettings,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The objective of one simulated pair on the grid of ``level``."""
+    """The objective of one pair on the grid of ``level``."""
     factor = pair.grid.size[0] // grid.size[0]
     fixed, lungs = downsample_by(pair.fixed, factor), downsample_by(pair.fixed_lungs, factor)
     moving = downsample_by(torch.cat([pair.moving, pair.moving_lungs], dim=1), factor)
-    warped = warp(moving, grid, displacement, grid)
-    return objective(
+    warped = warp(moving, pair.moving_grid.coarsened(factor), displacement, grid)
+    total, terms = objective(
         displacement,
         grid,
         settings.weights(level),
-        ngf_distance(fixed, warped[:, :1], grid, lungs, settings.epsilon_hu_per_mm[level]),
+        distance(fixed, warped[:, :1], grid, lungs, level, settings),
         fixed_labels=lungs,
         warped_labels=warped[:, 1:],
-        keypoints=[exact_keypoints(pair, settings.keypoints, generator)],
+        keypoints=[exact_keypoints(pair, settings.keypoints, generator)] if settings.delta[level] > 0 else [],
     )
+    error = exact_error(displacement, resample(pair.displacement, pair.displacement_grid, grid), lungs)
+    return total + settings.exact[level] * error, terms | {"exact_error": error.detach()}
 
 
-def exact_keypoints(pair: SimulatedPair, number: int, generator: torch.Generator) -> Keypoints:
+def distance(
+    fixed: Float[Tensor, "1 1 z y x"],
+    warped: Float[Tensor, "1 1 z y x"],
+    grid: Grid,
+    lungs: Float[Tensor, "1 1 z y x"],
+    level: int,
+    settings: TrainSettings,
+) -> Float[Tensor, ""]:
+    """The distance of the images that the settings ask for."""
+    if settings.distance == "ncc":
+        return local_correlation_distance(fixed, warped, lungs, settings.window)
+    return ngf_distance(fixed, warped, grid, lungs, settings.epsilon_hu_per_mm[level])
+
+
+def exact_error(
+    displacement: Float[Tensor, "1 3 z y x"], exact: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1 z y x"]
+) -> Float[Tensor, ""]:
+    """Mean distance from the exact field in the lungs, mm; a length, not its square, lest large motion rule."""
+    squared = (displacement - exact).square().sum(dim=1, keepdim=True)
+    error: Tensor = ((squared + SOFT_MM**2).sqrt() * lungs).sum() / lungs.sum().clamp(min=1) - SOFT_MM
+    return error
+
+
+SOFT_MM = 0.3  # errors far below count by their square: the gradient stays finite
+
+
+def exact_keypoints(pair: TrainingPair, number: int, generator: torch.Generator) -> Keypoints:
     """Lung voxels, drawn at random, with their exact partners."""
     index = (pair.fixed_lungs[0, 0] > 0.5).nonzero().cpu()
     index = index[torch.randint(len(index), (number,), generator=generator)]
-    z, y, x = index.to(pair.displacement.device).unbind(1)
     fixed_mm = torch.from_numpy(pair.grid.to_world(index.numpy()[:, ::-1])).to(pair.displacement)
-    return Keypoints(fixed_mm, fixed_mm + pair.displacement[0, :, z, y, x].T)
+    return Keypoints(fixed_mm, fixed_mm + displacement_at(fixed_mm, pair.displacement, pair.displacement_grid))
 
 
 @torch.no_grad()
@@ -164,39 +201,42 @@ def validate(cascade: Cascade, level: int, pairs: list[ValidationPair]) -> dict[
     return result
 
 
-def train(settings: TrainSettings, run: Run) -> None:
-    """Trains, or goes on with the training in ``run.out``."""
+def train(settings: TrainSettings, run: Run) -> bool:
+    """Trains, or goes on with the training in ``run.out``; False when the time was up before the end."""
     started = time.monotonic()
-    scans = [load_scan(path) for path in sorted(run.train.glob("*.npz"))]
-    pairs = [load_pair(path) for path in sorted(run.validation.glob("*.npz"))] if run.validation else []
-    if not scans:
-        raise SystemExit(f"{run.train} holds no .npz scans; training.data makes them")
+    pairs = [load_validation_pair(path) for path in sorted(run.validation.glob("*.npz"))] if run.validation else []
     run.out.mkdir(parents=True, exist_ok=True)
     cascade, state = start(settings, run)
     first_level = state["level"] if state else 0
     for level in range(first_level, len(settings.steps)):
         resumed = state if state and level == first_level else None
-        if not train_level(cascade, level, scans, pairs, settings, run, resumed, started):
-            return
-        if settings.steps[level] > 0:
+        if not train_level(cascade, level, pairs, settings, run, resumed, started):
+            return False
+        if settings.steps[level] > 0 and not settings.keep_finer:
             for finer in cascade.levels[level + 1 :]:  # where their training starts, and usable without any
                 finer.load_state_dict(cascade.levels[level].state_dict())
-        provenance = {"commit": commit(), "settings": asdict(settings), "levels": level + 1, "scans": len(scans)}
+        provenance = {"commit": commit(), "settings": asdict(settings), "levels": level + 1, "pairs": source(run)}
         save_cascade(run.out / "weights", cascade, provenance)
+    return True
 
 
 def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
     """The cascade to go on with, and the checkpoint that it comes from, if any."""
     torch.manual_seed(settings.seed)
-    cascade = Cascade(CascadeSettings())
+    cascade = Cascade(CascadeSettings(settings.features, settings.factors))
     if run.initial is not None:
-        cascade.load_state_dict(load_cascade(run.initial).cascade.state_dict())
+        initial = load_cascade(run.initial).cascade
+        architecture = initial.settings.features, initial.settings.factors
+        if architecture != (settings.features, settings.factors):
+            expected = f"those of the settings, {settings.features} and {settings.factors}"
+            raise InputError(f"{run.initial} has features and factors {architecture}, expected {expected}")
+        cascade.load_state_dict(initial.state_dict())
     cascade.precision = torch.bfloat16 if settings.bfloat16 else torch.float32
     checkpoint = run.out / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True, map_location=run.device) if checkpoint.exists() else None
     if state is not None:
         if state["settings"] != json.dumps(asdict(settings)):
-            raise SystemExit(f"{checkpoint} was made with other settings: {state['settings']}")
+            raise InputError(f"{checkpoint} was made with other settings: {state['settings']}")
         cascade.load_state_dict(state["cascade"])
     return cascade.to(run.device), state
 
@@ -204,8 +244,7 @@ def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
 def train_level(
     cascade: Cascade,
     level: int,
-    scans: list[TrainingScan],
-    pairs: list[ValidationPair],
+    validation: list[ValidationPair],
     settings: TrainSettings,
     run: Run,
     state: dict | None,
@@ -213,52 +252,39 @@ def train_level(
 ) -> bool:
     """All steps of one level; False when the time was up before."""
     steps, reduction = settings.steps[level], settings.reduction[level]
-    scans = [reduced(scan, reduction) for scan in scans]
-    optimiser = torch.optim.Adam(cascade.levels[level].parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1), settings.learning_rate / 10)
+    pairs = Pairs(level, settings, run) if steps > 0 else None
+    optimiser = Optimiser(cascade.levels[level], settings.learning_rate, steps, settings.muon)
     first = 0
     if state is not None:
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
         first = state["step"]
     cascade.requires_grad_(False)
     cascade.levels[level].requires_grad_(True)
     for step in range(first, steps + 1):
         if step % run.validate_every == 0 or step == steps:
-            write_log(run.out, level, step, validate(cascade, level, pairs), started)
-        if step == steps:
+            write_log(run.out, level, step, validate(cascade, level, validation), started)
+        if step == steps or pairs is None:
             break
-        pair = to_device(simulated(scans, level, step, settings), torch.device(run.device))
-        generator = torch.Generator().manual_seed(step)
-        displacement, grid = predict(cascade, level, pair, reduction)
-        value, terms = loss(displacement, grid, pair, level, settings, generator)
-        optimiser.zero_grad()
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(cascade.levels[level].parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
+        pair, generator = pairs(step)
+        part = part_of(pair, settings.crop[level], generator).to(run.device)
+        displacement, grid = predict(cascade, level, pair.to(run.device), part, reduction)
+        value, terms = loss(displacement, grid, part, level, settings, generator)
+        optimiser.step(value)
         if step % 25 == 0:
-            terms |= {"motion": pair.displacement.norm(dim=1)[pair.fixed_lungs[:, 0] > 0.5].square().mean()}
+            terms |= {"motion": pair.displacement.norm(dim=1).mean()}
             write_log(run.out, level, step, {name: float(v) for name, v in terms.items()}, started)
         out_of_time = time.monotonic() - started > 60 * run.minutes
         if (step + 1) % run.checkpoint_every == 0 or out_of_time:
-            save_checkpoint(run.out, cascade, optimiser, schedule, level, step + 1, settings)
+            save_checkpoint(run.out, cascade, optimiser, level, step + 1, settings)
         if out_of_time:
             return False
     return True
 
 
-def to_device(pair: SimulatedPair, device: torch.device) -> SimulatedPair:
-    """The pair on the training device."""
-    names = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement")
-    return replace(pair, **{name: getattr(pair, name).to(device) for name in names})
-
-
 def save_checkpoint(
     out: Path,
     cascade: Cascade,
-    optimiser: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
+    optimiser: Optimiser,
     level: int,
     step: int,
     settings: TrainSettings,
@@ -270,7 +296,6 @@ def save_checkpoint(
         "step": step,
         "cascade": cascade.state_dict(),
         "optimiser": optimiser.state_dict(),
-        "schedule": schedule.state_dict(),
     }
     torch.save(state, out / "checkpoint.tmp")
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
@@ -286,6 +311,16 @@ def write_log(out: Path, level: int, step: int, values: dict[str, float], starte
         file.writelines(f"{level},{step},{minutes:.2f},{name},{value:.6g}\n" for name, value in values.items())
 
 
+def source(run: Run) -> dict[str, Any]:
+    """What the pairs are made of, for the record."""
+    if run.bank is None:
+        scans = sorted(path.stem for path in run.train.glob("*.npz")) if run.train else []
+        return {"scans": scans, "breathing": asdict(BreathingSettings())}
+    description = run.bank / "bank.json"
+    made_of: dict[str, Any] = json.loads(description.read_text()) if description.exists() else {}
+    return made_of | {"bank": len(list((run.bank / "1").glob("*.npz")))}
+
+
 def commit() -> str:
     """The commit of the code, for the record."""
     result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -295,28 +330,25 @@ def commit() -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True, help="folder of packed scans")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--train", type=Path, help="folder of packed scans, pairs are simulated in every step")
+    source.add_argument("--bank", type=Path, help="folder of simulated pairs")
     parser.add_argument("--validation", type=Path, help="folder of packed pairs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--initial", type=Path, help="weights folder to start from")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--steps", type=int, nargs=3, default=TrainSettings().steps, help="of each level")
-    parser.add_argument("--seed", type=int, default=TrainSettings().seed)
-    parser.add_argument("--learning-rate", type=float, default=TrainSettings().learning_rate)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after so long")
-    arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    settings = TrainSettings(tuple(arguments.steps), arguments.learning_rate, arguments.seed)
-    run = Run(
-        arguments.train,
-        arguments.out,
-        arguments.validation,
-        arguments.initial,
-        arguments.device,
-        minutes=arguments.minutes,
-    )
-    train(settings, run)
+    parser.add_argument("--config", type=Path, help="TOML file with fields of TrainSettings; what follows overrides it")
+    parser.add_argument("--steps", type=int, nargs="+", help="of each level, coarse to fine")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--keep-finer", action="store_true", default=None, help="train a level, leave the finer ones")
+    arguments = vars(parser.parse_args())
+    config, steps = arguments.pop("config"), arguments.pop("steps")
+    decisive = {name: arguments.pop(name) for name in ("seed", "learning_rate", "keep_finer")}
+    settings = read_settings(config, steps=tuple(steps) if steps else None, **decisive)
+    train(settings, Run(**arguments))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(exit_code(main))

@@ -1,0 +1,74 @@
+"""Simulates training pairs once, at the full resolution of the network, for training that has little time per step.
+
+    python -m training.bank --train runs/train --out runs/bank --pairs 300
+
+OUT/1/00000.npz, … hold the pairs, OUT/2 the same at half the resolution, OUT/bank.json what they were made of. Noise
+and the like are left to training, which draws them anew in every step. Pairs that exist are kept, so that the command
+goes on where it was stopped.
+"""
+
+import argparse
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from algorithm.errors import InputError, exit_code
+from training.breathing import BreathingSettings
+from training.data import load_scan
+from training.pairs import save_pair
+from training.train import drawn_pair
+
+log = logging.getLogger(__name__)
+
+REDUCTIONS = (1, 2)
+DESCRIPTION = "bank.json"
+SEEDS_OF_BANKS = 9
+"""Takes the place of the level in `training.train`: a bank draws no pair that training draws itself."""
+
+
+def write_bank(train: Path, out: Path, pairs: int, seed: int) -> None:
+    """Pairs 0 to ``pairs`` - 1 of ``seed``; each one depends on seed and number only."""
+    scans = [load_scan(path) for path in sorted(train.glob("*.npz"))]
+    if not scans:
+        raise InputError(f"{train} holds no .npz scans; training.data makes them")
+    for reduction in REDUCTIONS:
+        (out / str(reduction)).mkdir(parents=True, exist_ok=True)
+    _describe(out, {"seed": seed, "scans": [scan.name for scan in scans], "breathing": asdict(BreathingSettings())})
+    for number in tqdm(range(pairs), disable=None):
+        if number % 50 == 0:
+            log.info("pair %d of %d", number, pairs)
+        paths = [out / str(reduction) / f"{number:05d}.npz" for reduction in REDUCTIONS]
+        if not all(path.exists() for path in paths):
+            pair = drawn_pair(scans, (seed * 10 + SEEDS_OF_BANKS) * 10_000_000 + number, BreathingSettings())
+            for reduction, path in zip(REDUCTIONS, paths, strict=True):
+                save_pair(path, pair.reduced(reduction))
+
+
+def _describe(out: Path, content: dict[str, Any]) -> None:
+    """Writes ``content`` to OUT/bank.json; InputError where the pairs in OUT were made of something else."""
+    content = json.loads(json.dumps(content))
+    path = out / DESCRIPTION
+    made = json.loads(path.read_text()) if path.exists() else None
+    if made != content and any(out.glob("*/*.npz")):
+        raise InputError(f"{out} holds pairs of another seed, other scans or other settings; expected a new folder")
+    path.write_text(json.dumps(content, indent=2))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=Path, required=True, help="folder of packed scans")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    write_bank(arguments.train, arguments.out, arguments.pairs, arguments.seed)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    raise SystemExit(exit_code(main))

@@ -1,0 +1,145 @@
+"""All that decides the result of a training, and its reading from override files (training/config)."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from algorithm.errors import InputError
+from algorithm.network import CascadeSettings
+from algorithm.objective import Weights
+
+CONFIG = Path(__file__).parent / "config"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides the result; kept in the checkpoint.
+
+    Tuples but ``features`` are for the levels, coarse to fine. InputError where lengths or values make no sense.
+    """
+
+    features: tuple[int, ...] = CascadeSettings().features
+    factors: tuple[int, ...] = CascadeSettings().factors
+    """Both as in `CascadeSettings`."""
+    steps: tuple[int, ...] = (2000, 2000, 1000)
+    learning_rate: float = 3e-3
+    """At the start of a level; falls to a tenth by a cosine."""
+    muon: bool = True
+    """Muon for the convolutions; else Adam for all, which wants a learning rate of 1e-3."""
+    seed: int = 1
+    keep_finer: bool = False
+    """Levels finer than a trained one keep their parameters (to train a coarse level anew); else they take its."""
+    distance: Literal["ngf", "ncc"] = "ngf"
+    """Normalised gradient fields, or local correlation; over the lungs either way."""
+    alpha: tuple[float, ...] = (10.0, 10.0, 10.0)
+    """Curvature, mm²."""
+    diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
+    beta: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Lung masks."""
+    gamma: tuple[float, ...] = (0.04, 0.04, 0.04)
+    """Volume change."""
+    delta: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Keypoints as in the paper (mean squared distance), 1/mm²; here voxels with exact partners."""
+    exact: tuple[float, ...] = (1.0, 1.0, 1.0)
+    """Mean distance from the exact field in the lungs, 1/mm."""
+    t: tuple[float, ...] = (0.2, 0.1, 0.05)
+    epsilon_hu_per_mm: tuple[float, ...] = (3.0, 5.0, 10.0)
+    """Edge parameter of the NGF distance; for CT the paper calls 0.1 to 10 good."""
+    window: int = 9
+    """Edge of the windows of the local correlation, voxels; odd."""
+    keypoints: int = 4096
+    """Lung voxels drawn as keypoints in every step, if ``delta`` asks for any."""
+    reduction: tuple[int, ...] = (2, 2, 1)
+    """Downsampling (1 or 2) of the pairs that a level is trained on; the coarse level warps at twice its resolution,
+    the middle at its own, for the sake of time."""
+    crop: tuple[int, ...] = (0, 0, 96)
+    """Edge of the part of the fixed image (x, y, z voxels, at most the image) that a step sees; 0: all of it."""
+    scale: float = 0.12
+    """Largest relative change of each voxel edge: lungs of other sizes and shapes."""
+    bfloat16: bool = True
+    """U-Nets in bfloat16: three times faster on a CPU with AVX-512 BF16."""
+
+    def __post_init__(self) -> None:
+        if not self.factors or not self.features or min(self.features) < 1:
+            raise InputError(f"features {self.features}, factors {self.factors}: expected some, all of them positive")
+        for name in PER_LEVEL:
+            if len(getattr(self, name)) != len(self.factors):
+                raise InputError(
+                    f"{name} is {getattr(self, name)}, expected {len(self.factors)} values, one for each level of the "
+                    f"factors {self.factors}"
+                )
+        if min(self.steps) < 0 or min(self.learning_rate, self.scale) < 0:
+            raise InputError(
+                f"steps {self.steps}, learning_rate {self.learning_rate}, scale {self.scale}: none may be negative"
+            )
+        if self.window < 1 or self.window % 2 == 0:
+            raise InputError(f"window is {self.window}, expected an odd number of voxels")
+        for level in range(len(self.factors)):
+            self.weights(level)
+            self._check_sizes(level)
+
+    def _check_sizes(self, level: int) -> None:
+        """Powers of two, and parts that the U-Net can halve so often."""
+        factor, reduction, crop = self.factors[level], self.reduction[level], self.crop[level]
+        if factor < 1 or factor & (factor - 1) or reduction not in (1, 2) or factor % reduction:
+            raise InputError(
+                f"level {level}: factor {factor}, reduction {reduction}; expected a power of two, and 1 or 2 of it"
+            )
+        multiple = factor // reduction * 2 ** (len(self.features) - 1)
+        if crop < 0 or crop % multiple:
+            raise InputError(f"level {level}: crop is {crop}, expected a multiple of {multiple}")
+
+    def weights(self, level: int) -> Weights:
+        """The objective's weights of one level."""
+        return Weights(
+            self.alpha[level],
+            self.beta[level],
+            self.gamma[level],
+            self.delta[level],
+            self.t[level],
+            self.diffusion[level],
+        )
+
+
+_TYPES = get_type_hints(TrainSettings)
+PER_LEVEL = tuple(name for name, type_ in _TYPES.items() if get_origin(type_) is tuple and name != "features")
+
+
+def read_settings(path: Path | None = None, **overrides: Any) -> TrainSettings:
+    """The defaults, overridden by a TOML file with fields of `TrainSettings`, that by ``overrides`` (None: not given).
+
+    With fewer ``factors``, the levels that are left have the defaults of the finest ones. InputError where the file
+    cannot be read, names something unknown or holds a value of another type.
+    """
+    try:
+        values = tomllib.loads(path.read_text()) if path else {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: the settings cannot be read ({error})") from error
+    unknown = sorted(values.keys() - _TYPES.keys())
+    if unknown:
+        raise InputError(f"{path}: unknown setting {', '.join(unknown)}; there are {', '.join(_TYPES)}")
+    values = {name: _converted(f"{path}: {name}", _TYPES[name], value) for name, value in values.items()}
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    levels = len(values.get("factors", TrainSettings().factors))
+    defaults = {name: getattr(TrainSettings(), name)[-levels:] for name in PER_LEVEL}
+    return TrainSettings(**(defaults | values))
+
+
+def _converted(name: str, expected: Any, value: Any) -> Any:
+    """A TOML value as a value of the type ``expected``; an integer may stand for a float."""
+    if get_origin(expected) is tuple and isinstance(value, list):
+        return tuple(_converted(name, get_args(expected)[0], entry) for entry in value)
+    if expected is float and type(value) is int:
+        return float(value)
+    if value not in get_args(expected) if get_origin(expected) is Literal else type(value) is not expected:
+        raise InputError(f"{name} is {value!r}, expected {_in_words(expected)}")
+    return value
+
+
+def _in_words(expected: Any) -> str:
+    if get_origin(expected) is Literal:
+        return " or ".join(repr(choice) for choice in get_args(expected))
+    if get_origin(expected) is tuple:
+        return f"a list of {get_args(expected)[0].__name__}"
+    return str(expected.__name__)
