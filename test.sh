@@ -86,3 +86,4 @@ check_result 54321:54321 platform 4
 check_refusal no_moving moving
 check_refusal not_an_image fixed.mha
 echo "test.sh: the image passed."
+./evaluation/test.sh

@@ -1,0 +1,82 @@
+"""Evaluates displacement fields: /input → /output/metrics.json. Exit code 0: done; 2: bad input; 1: a fault."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from evaluation.cases import Case, find_cases
+from evaluation.errors import InputError
+from evaluation.evaluate import evaluate
+from evaluation.tables import prepare_folder
+
+log = logging.getLogger(__name__)
+
+
+def run(options: argparse.Namespace) -> None:
+    """All cases, from files to files."""
+    cases = find_cases(options.input, options.ground_truth)
+    prepare_folder(options.output)
+    metrics, landmarks = evaluate(cases, options.output, options.workers)
+    if options.report:
+        write_report(metrics, landmarks, cases, options.output)
+    conclude(metrics)
+
+
+def write_report(metrics: dict[str, Any], landmarks: Any, cases: list[Case], out: Path) -> None:
+    """The page; a fault in a picture does not take the figures with it."""
+    try:
+        from evaluation.report import write_page  # here, or each worker would wait for matplotlib
+
+        write_page(metrics, landmarks, cases, out)
+    except Exception as error:
+        log.exception("report.html")
+        print(f"report.html could not be made ({type(error).__name__}); the figures are complete.", file=sys.stderr)
+
+
+def conclude(metrics: dict[str, Any]) -> None:
+    """Says how many cases failed, on stderr; InputError when none is left."""
+    failed = [result for result in metrics["results"] if result["error"]]
+    if not failed:
+        return
+    sentence = f"{len(failed)} of {len(metrics['results'])} cases failed; {failed[0]['case']}: {failed[0]['error']}"
+    if len(failed) == len(metrics["results"]):
+        raise InputError(sentence)
+    print(sentence, file=sys.stderr)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 and one sentence when it is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__, allow_abbrev=False)
+    truth = Path("/opt/ml/input/data/ground_truth")
+    parser.add_argument("--input", type=Path, default=Path("/input"), help="predictions.json, or a field per case")
+    parser.add_argument("--ground-truth", type=Path, default=truth, help=f"a folder per case (default: {truth})")
+    parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the results")
+    parser.add_argument("--workers", type=_positive, help="cases at a time (default: as cores and memory allow)")
+    parser.add_argument("--no-report", dest="report", action="store_false", help="no report.html")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def main() -> int:
+    """Runs the command line; the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    try:
+        run(parse())
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, MemoryError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Which displacement field belongs to which ground truth: on grand-challenge.org, and in plain folders.
+
+Every folder in the ground truth is a case, named as the folder. `ground_truth.py` says what it holds.
+"""
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from evaluation.errors import CaseError, InputError
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd", ".npz")
+"""Of the files that can hold a displacement field."""
+SOCKET = "displacement-field"
+"""The platform's name for the algorithm's output."""
+FOLDER = f"images/{SOCKET}"
+"""Where the algorithm writes it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A displacement field and the folder with its ground truth."""
+
+    name: str
+    field: Path | None
+    """A file; for EMPIRE10 the folder of defX.mhd, defY.mhd and defZ.mhd; None when there is an error."""
+    ground_truth: Path
+    error: str | None = None
+    """Why there is no field, in one sentence."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What predictions.json says about one run of the algorithm."""
+
+    pk: str
+    succeeded: bool
+    status: str
+    images: dict[str, str]
+    """The input images' names without their endings, by socket."""
+    folder: str
+    """Where the displacement field lies below the job's output."""
+
+
+def find_cases(predictions: Path, ground_truth: Path) -> list[Case]:
+    """The cases of the ground truth, in the order of their names; each with a field, or an error that says why not.
+
+    ``predictions`` is the platform's /input when it holds predictions.json: then the field of a job lies at
+    ``<job pk>/output/images/displacement-field/*.mha``, and the job belongs to the case whose ``case.json`` names its
+    images, ``{"fixed": "a.mha", "moving": "b.mha"}``; without case.json, to the case of the fixed image's name, or of
+    that name and ``_fixed``. Endings are not compared: the platform converts what is uploaded.
+    Otherwise the field of a case is ``<case>/images/displacement-field/*``, ``<case>.mha`` (or another ending),
+    Learn2Reg's ``disp_<case>.nii.gz`` or ``.npz``, or EMPIRE10's ``<case>/defX.mhd``.
+    InputError when there are no cases, or when nothing belongs to any of them.
+    """
+    if not predictions.is_dir():
+        raise InputError(f"{predictions}: there is no such folder, expected one with displacement fields")
+    folders = _case_folders(ground_truth)
+    fields = _fields_of_jobs if (predictions / "predictions.json").exists() else _fields_in_folders
+    cases = [_case(folder, field) for folder, field in zip(folders, fields(predictions, folders), strict=True)]
+    log.info("%d cases in %s", len(cases), ground_truth)
+    return cases
+
+
+def _case(folder: Path, field: Path | CaseError) -> Case:
+    if isinstance(field, CaseError):
+        return Case(folder.name, None, folder, str(field))
+    return Case(folder.name, field, folder)
+
+
+def _case_folders(ground_truth: Path) -> list[Path]:
+    try:
+        folders = sorted(p for p in ground_truth.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{ground_truth}: cannot be listed ({error.strerror}), expected a folder per case") from error
+    if not folders:
+        raise InputError(f"{ground_truth}: holds no folders, expected one per case")
+    return folders
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Files with one of the endings, hidden ones left out; none when there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _ending(p.name) and not p.name.startswith(".") and p.is_file())
+
+
+def _ending(name: str) -> str:
+    return next((e for e in ENDINGS if name.lower().endswith(e)), "")
+
+
+def _stem(name: str) -> str:
+    return name[: len(name) - len(_ending(name))]
+
+
+def _only(candidates: Iterable[Path], place: str) -> Path | CaseError:
+    """The one field, or what is wrong with their number."""
+    found = list(candidates)
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(p.name for p in found) or "no displacement field"
+    return CaseError(f"found {names} in {place}, expected exactly one displacement field")
+
+
+# --- plain folders ---------------------------------------------------------------------------------------------------
+
+
+def _fields_in_folders(root: Path, folders: list[Path]) -> list[Path | CaseError]:
+    files: dict[str, list[Path]] = {}
+    for path in images_in(root):
+        files.setdefault(_stem(path.name).removeprefix("disp_"), []).append(path)
+    names = {folder.name for folder in folders}
+    candidates = {name: [*files.get(name, []), *_fields_in(root / name)] for name in names}
+    if not any(candidates.values()):
+        raise InputError(
+            f"{root}: found no displacement field for {_listing(names)}, expected predictions.json, "
+            f"<case>/{FOLDER}/*.mha or <case>.mha; it has {_listing(p.name for p in root.iterdir())}"
+        )
+    others = files.keys() - names
+    others |= {p.name for p in root.iterdir() if p.is_dir() and p.name not in names and _fields_in(p)}
+    if others:
+        log.warning("no ground truth for %s", _listing(others))
+    return [_only(candidates[folder.name], f"{root.name}/{folder.name}") for folder in folders]
+
+
+def _fields_in(folder: Path) -> list[Path]:
+    empire10 = [folder] if (folder / "defX.mhd").is_file() else []
+    return [*images_in(folder / FOLDER), *empire10]
+
+
+def _listing(names: Iterable[str], limit: int = 8) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more or "nothing"
+
+
+# --- grand-challenge.org ---------------------------------------------------------------------------------------------
+
+
+def _fields_of_jobs(root: Path, folders: list[Path]) -> list[Path | CaseError]:
+    file = root / "predictions.json"
+    jobs_of: dict[str, list[Job]] = {folder.name: [] for folder in folders}
+    images = {folder.name: _expected_images(folder) for folder in folders}
+    unmatched = []
+    for job in _read_jobs(file):
+        matches = [name for name in jobs_of if _belongs(job, name, images[name])]
+        if len(matches) > 1:
+            raise InputError(f"{file}: job {job.pk} belongs to {_listing(matches)} by its images, expected one case")
+        if matches:
+            jobs_of[matches[0]].append(job)
+        else:
+            unmatched.append(f"{job.pk} ({', '.join(job.images.values()) or 'no images'})")
+    if not any(jobs_of.values()):
+        raise InputError(f"{file}: has the jobs {_listing(unmatched)}, expected some of the cases {_listing(jobs_of)}")
+    if unmatched:
+        log.warning("no ground truth for the jobs %s", _listing(unmatched))
+    return [_field_of_job(root, jobs_of[folder.name]) for folder in folders]
+
+
+def _field_of_job(root: Path, jobs: list[Job]) -> Path | CaseError:
+    if len(jobs) != 1:
+        return CaseError(f"predictions.json has {len(jobs)} jobs for this case, expected one")
+    job = jobs[0]
+    if not job.succeeded:
+        return CaseError(f"the algorithm's job has the status {job.status!r}, expected 'Succeeded'")
+    place = f"{job.pk}/output/{job.folder}"
+    return _only(images_in(root / place), place)
+
+
+def _expected_images(folder: Path) -> dict[str, str] | None:
+    """The names in case.json without their endings, by socket; None when there is no such file."""
+    file = folder / "case.json"
+    if not file.exists():
+        return None
+    content = _read_json(file)
+    names = {"fixed": "fixed-image", "moving": "moving-image"}
+    if not isinstance(content, dict) or not content or not all(isinstance(v, str) for v in content.values()):
+        raise InputError(f'{file}: expected image names, as in {{"fixed": "a.mha", "moving": "b.mha"}}')
+    return {str(names.get(key, key)): _stem(name) for key, name in content.items()}
+
+
+def _belongs(job: Job, case: str, expected: dict[str, str] | None) -> bool:
+    if expected is not None:
+        return all(job.images.get(socket) == name for socket, name in expected.items())
+    fixed = job.images.get("fixed-image")
+    return fixed in (case, f"{case}_fixed", f"{case}-fixed")
+
+
+def _read_jobs(file: Path) -> list[Job]:
+    content = _read_json(file)
+    if not isinstance(content, list):
+        raise InputError(f"{file}: holds a JSON {type(content).__name__}, expected a list of jobs")
+    return [_job(file, number, entry) for number, entry in enumerate(content, start=1)]
+
+
+def _job(file: Path, number: int, entry: Any) -> Job:
+    """One entry; InputError that says what it lacks."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("inputs"), list):
+        raise InputError(f"{file}: entry {number} is no job with a pk and a list of inputs")
+    pk, status = str(entry.get("pk", "")), entry.get("status", "Succeeded")
+    images = {
+        _socket(item).get("slug", ""): _stem(item["image"]["name"])
+        for item in entry["inputs"]
+        if isinstance(item, dict) and isinstance(item.get("image"), dict) and isinstance(item["image"].get("name"), str)
+    }
+    sockets = [_socket(item) for item in entry.get("outputs") or []]
+    folder = next((s.get("relative_path", FOLDER) for s in sockets if s.get("slug") == SOCKET), FOLDER)
+    for part in (pk, folder):
+        if not part or PurePosixPath(part).is_absolute() or ".." in PurePosixPath(part).parts:
+            raise InputError(f"{file}: entry {number} has the path {part!a}, expected one inside {file.parent}")
+    return Job(pk, status == "Succeeded", str(status), images, folder)
+
+
+def _socket(item: Any) -> dict[str, str]:
+    """An input's or output's description: `socket`; before December 2025 only `interface`."""
+    found = (item.get("socket") or item.get("interface")) if isinstance(item, dict) else None
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not valid JSON") from error

@@ -1,0 +1,309 @@
+"""Is one evaluation better than others? Paired tests over the cases, as in Tables 1 and 2 of Hering et al. 2021.
+
+    python -m evaluation.compare OURS/metrics.json THEIRS/metrics.json [MORE/metrics.json ...]
+
+The first evaluation is compared with each of the others, case by case: one-sided Wilcoxon signed-rank tests in both
+directions, with Bonferroni's correction. A case is one observation, represented by the mean over its landmarks or
+labels: the landmarks of a case move together, so that testing them one by one would overstate the evidence.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy import stats
+
+from evaluation.errors import InputError
+from evaluation.quantities import QUANTITIES, Quantity, read_metrics
+
+LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+"""Of significance, as in the paper."""
+WORST = 0.3
+"""The paper's Dice30: the share of the cases that it averages."""
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """What the differences between the two values of n cases say."""
+
+    cases: int
+    median_difference: float
+    """Of first - second, in the quantity's unit."""
+    rank_biserial: float
+    """(W₊ - W₋) / (W₊ + W₋), from -1 to 1: positive where the first is better; 0 when nothing differs."""
+    p_first: float
+    """One-sided, not corrected: for "the first is better"."""
+    p_second: float
+    """The same for "the second is better"."""
+    smallest_p: float
+    """2^-n for n cases that differ: what `p_first` is when the first is better in all of them."""
+
+
+def paired_test(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], higher_is_better: bool) -> PairedTest:
+    """Wilcoxon's signed-rank test over n ≥ 1 cases, in both directions.
+
+    Differences that only rounding makes (below 1e-9) are zero. Cases without a difference are left out of the ranks
+    (Wilcoxon 1945). p is exact up to 50 cases, or up to 13 when differences are tied; from there on asymptotic.
+    """
+    if not len(first):
+        raise ValueError("no cases to test, expected at least one")
+    difference = np.round(first - second, 9)
+    gains = difference if higher_is_better else -difference
+    gains = gains[gains != 0]
+    median = float(np.median(difference))
+    if not len(gains):
+        return PairedTest(len(first), median, 0.0, 1.0, 1.0, 1.0)
+    ranks = stats.rankdata(np.abs(gains))
+    p_first, p_second = (float(stats.wilcoxon(gains, alternative=a).pvalue) for a in ("greater", "less"))
+    effect = float((ranks * np.sign(gains)).sum() / ranks.sum())
+    return PairedTest(len(first), median, effect, p_first, p_second, 0.5 ** len(gains))
+
+
+def stars(p: float) -> str:
+    """The paper's levels of significance: * p < 0.05, ** p < 0.01, *** p < 0.001."""
+    return next((mark for level, mark in LEVELS if p < level), "")
+
+
+# --- two evaluations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A metrics.json."""
+
+    name: str
+    results: dict[str, dict[str, Any]]
+    """By case."""
+
+    @property
+    def failed(self) -> list[str]:
+        """The cases with an error."""
+        return [name for name, result in self.results.items() if result.get("error")]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A quantity of two evaluations, over the cases that both have."""
+
+    quantity: Quantity
+    first: np.ndarray
+    second: np.ndarray
+    test: PairedTest
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two evaluations, quantity by quantity."""
+
+    first: Evaluation
+    second: Evaluation
+    rows: list[Row]
+
+
+def compare(first: Evaluation, second: Evaluation) -> Comparison:
+    """A row for each quantity that ranks methods and that both evaluations have, in at least one case."""
+    common = [name for name in first.results if name in second.results]
+    rows = []
+    for quantity in QUANTITIES:
+        pairs = [(quantity.of(first.results[name]), quantity.of(second.results[name])) for name in common]
+        values = np.array([pair for pair in pairs if None not in pair], dtype=float)
+        if quantity.better and len(values):
+            a, b = values.T
+            rows.append(Row(quantity, a, b, paired_test(a, b, quantity.better == "higher")))
+    return Comparison(first, second, rows)
+
+
+def number_of_tests(comparisons: Sequence[Comparison]) -> int:
+    """By which Bonferroni's correction multiplies: two directions for every row of every table."""
+    return 2 * sum(len(comparison.rows) for comparison in comparisons)
+
+
+# --- as Markdown -----------------------------------------------------------------------------------------------------
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """A table per comparison, and what its numbers mean."""
+    tests = number_of_tests(comparisons)
+    if not tests:
+        raise InputError("the evaluations have no quantity of any case in common, expected the same cases in them")
+    sections = [_section(comparison, tests) for comparison in comparisons]
+    return "\n\n".join([*sections, _explanation(tests)]) + "\n"
+
+
+def _section(comparison: Comparison, tests: int) -> str:
+    a, b = _cell(comparison.first.name), _cell(comparison.second.name)
+    head = ("", "better", "n", a, b, "median difference", "effect", f"p: {a} better", f"p: {b} better")
+    lines = [_line(head), _line(["---", "---", *["---:"] * 7])]
+    lines += [_line(_cells(row, tests)) for row in comparison.rows]
+    lines += [_line(_dice30(row)) for row in comparison.rows if row.quantity.key == "dice"]
+    notes = [*_case_notes(comparison), *_power_notes(comparison, tests)]
+    return "\n".join([f"## {a} and {b}", "", *lines, "", *(f"- {note}" for note in notes)]).rstrip()
+
+
+def _cells(row: Row, tests: int) -> list[str]:
+    quantity, test = row.quantity, row.test
+    p_values = [min(1.0, p * tests) for p in (test.p_first, test.p_second)]
+    difference = f"{test.median_difference:+.{quantity.digits}f}"
+    means = [f"{v.mean():.{quantity.digits}f} ± {v.std():.{quantity.digits}f}" for v in (row.first, row.second)]
+    ends = [difference, f"{test.rank_biserial:+.2f}", *(_p(p) for p in p_values)]
+    return [quantity.title, quantity.better or "", str(test.cases), *means, *ends]
+
+
+def _dice30(row: Row) -> list[str]:
+    """The mean over the 30 % worst cases of each; not the same cases, so there is nothing to pair."""
+    number = max(1, -(-3 * len(row.first) // 10))
+    worst = [np.sort(values)[:number] for values in (row.first, row.second)]
+    means = [f"{v.mean():.{row.quantity.digits}f} ± {v.std():.{row.quantity.digits}f}" for v in worst]
+    return ["Dice30", "higher", str(number), *means, *["–"] * 4]
+
+
+def _p(p: float) -> str:
+    text = "< 0.0001" if p < 0.0001 else f"{p:.4f}" if p < 0.01 else f"{p:.3f}"
+    return f"{text} {stars(p).replace('*', chr(92) + '*')}".strip()
+
+
+def _case_notes(comparison: Comparison) -> list[str]:
+    """Who is missing where: the pairs are of the cases that worked in both."""
+    pair = (comparison.first, comparison.second)
+    notes = []
+    for one, other in (pair, pair[::-1]):
+        missing = [name for name in other.results if name not in one.results]
+        for cases, what in ((missing, "has no"), (one.failed, "failed in")):
+            if cases:
+                names = ", ".join(_cell(name) for name in cases)
+                notes.append(f"{_cell(one.name)} {what} {names}: left out of the pairs.")
+    return notes
+
+
+def _power_notes(comparison: Comparison, tests: int) -> list[str]:
+    """Where n is too small for any result to be significant."""
+    weak = [row for row in comparison.rows if row.test.smallest_p * tests >= 0.05 and row.test.smallest_p < 1]
+    same = [row.quantity.name for row in comparison.rows if row.test.smallest_p == 1]
+    notes = [f"{', '.join(same)}: no case differs."] if same else []
+    if weak:
+        names = ", ".join(f"{row.quantity.name} ({round(-np.log2(row.test.smallest_p))})" for row in weak)
+        least = int(np.floor(np.log2(tests / 0.05))) + 1
+        notes.append(
+            f"Too few cases that differ for any significance, whatever the result: {names}; "
+            f"with {tests} tests it takes {least}."
+        )
+    return notes
+
+
+def _explanation(tests: int) -> str:
+    return (
+        "Mean ± standard deviation over the n cases in both; median difference: first minus second. "
+        "Effect: matched-pairs rank-biserial correlation, from -1 to 1, positive where the first is better. "
+        f"p: one-sided Wilcoxon signed-rank test over cases, times {tests} tests (Bonferroni), at most 1; "
+        "\\* p < 0.05, \\*\\* p < 0.01, \\*\\*\\* p < 0.001. Dice30: mean over the 30 % of the cases with the lowest "
+        "Dice of each, not tested, as they need not be the same cases."
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break a table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
+    """The evaluations, named as told or as their folders, with a number where folders have the same name."""
+    if names is not None and len(names) != len(paths):
+        raise InputError(f"{len(names)} names for {len(paths)} evaluations, expected one for each")
+    given = list(names) if names is not None else [path.resolve().parent.name or path.stem for path in paths]
+    if len(set(given)) < len(given):
+        given = [f"{name} ({number})" for number, name in enumerate(given, start=1)]
+    tables = [{r["case"]: r for r in read_metrics(path)["results"]} for path in paths]
+    return [Evaluation(name, results) for name, results in zip(given, tables, strict=True)]
+
+
+def landmark_errors_mm(paths: Sequence[Path], evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
+    """TRE of all landmarks (mm) by evaluation, from the landmarks.csv beside each metrics.json; and before."""
+    errors: dict[str, np.ndarray] = {}
+    before: np.ndarray = np.empty(0)
+    for path, evaluation in zip(paths, evaluations, strict=True):
+        file = path.parent / "landmarks.csv"
+        table = pd.read_csv(file) if file.exists() else pd.DataFrame()
+        if len(table) and {"tre_mm", "tre_initial_mm"} <= set(table.columns):
+            errors[evaluation.name] = table["tre_mm"].to_numpy(float)
+            before = before if len(before) > len(table) else table["tre_initial_mm"].to_numpy(float)
+    return errors | {"before": before} if errors else {}
+
+
+def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
+    """tre.png (Fig. 7 of the paper) and dice.png, asd_mm.png, hd_mm.png (Fig. 5), where there is something to draw."""
+    from evaluation.pictures import box_plots, cumulative_errors, values_by_label
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    errors = landmark_errors_mm(paths, evaluations)
+    if errors:
+        written.append(folder / "tre.png")
+        cumulative_errors(errors).savefig(written[-1], dpi=150)
+    for key in ("dice", "asd_mm", "hd_mm"):
+        groups = {e.name: values_by_label(list(e.results.values()), key) for e in evaluations}
+        if any(groups.values()):
+            written.append(folder / f"{key}.png")
+            title = next(q.title for q in QUANTITIES if q.key == key)
+            box_plots(groups, title).savefig(written[-1], dpi=150)
+    return written
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with code 2 and one sentence when it is wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("metrics", type=Path, nargs="+", help="metrics.json of two or more evaluations")
+    parser.add_argument("--names", nargs="+", help="of the evaluations (default: their folders' names)")
+    parser.add_argument("--out", type=Path, help="file for the Markdown (default: standard output)")
+    parser.add_argument("--pictures", type=Path, help="folder for pictures of the comparison")
+    options = parser.parse_args(arguments)
+    if len(options.metrics) < 2:
+        parser.error(f"one evaluation ({options.metrics[0]}), expected two or more")
+    return options
+
+
+def run(options: argparse.Namespace) -> None:
+    """From files to a table and pictures."""
+    first, *others = evaluations = load(options.metrics, options.names)
+    text = markdown([compare(first, other) for other in others])
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text, encoding="utf-8")
+    else:
+        sys.stdout.write(text)
+    if options.pictures:
+        write_pictures(options.metrics, evaluations, options.pictures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    try:
+        run(parse(arguments))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

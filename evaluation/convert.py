@@ -1,0 +1,99 @@
+"""Converts a displacement field between formats: ``python -m evaluation.convert FIELD OUT``.
+
+FIELD and OUT are files, or EMPIRE10 folders; what they are, their names say (see `fields.py`). OUT disp_*.nii.gz or
+*.npz is Learn2Reg's, a name without an ending an EMPIRE10 folder, any other ITK's; ``--to`` says otherwise.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import SimpleITK as sitk
+
+from evaluation.errors import CaseError, InputError
+from evaluation.fields import (
+    ENDINGS,
+    is_learn2reg,
+    read_field,
+    write_empire10,
+    write_grand_challenge,
+    write_itk,
+    write_learn2reg,
+)
+
+FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 done; 2 bad input or arguments, 1 a fault, with a sentence on stderr."""
+    options = _parser().parse_args(arguments)
+    try:
+        convert(options)
+    except (CaseError, InputError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (OSError, MemoryError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def convert(options: argparse.Namespace) -> None:
+    """CaseError and InputError for what the user can put right."""
+    out: Path = options.out
+    kind = options.to or _kind(out)
+    _check_name(out, kind)
+    fixed, moving = (_grid(path) for path in (options.fixed, options.moving))
+    field = read_field(options.field, fixed, moving)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "learn2reg":
+        write_learn2reg(field, out, moving, options.channels_first)
+    elif kind == "empire10":
+        write_empire10(field, out)
+    elif kind == "grand-challenge":
+        write_grand_challenge(field, out)
+    else:
+        write_itk(field, out)
+
+
+def _kind(out: Path) -> str:
+    if is_learn2reg(out):
+        return "learn2reg"
+    return "itk" if out.suffix else "empire10"
+
+
+def _check_name(out: Path, kind: str) -> None:
+    if kind == "empire10":
+        if out.suffix in (".npz", ".gz", *ENDINGS):
+            raise InputError(f"{out.name}: is no name for empire10, expected that of a folder")
+        return
+    endings = {"itk": ENDINGS, "grand-challenge": (".mha", ".mhd"), "learn2reg": (".nii.gz", ".npz")}[kind]
+    if not out.name.endswith(endings):
+        raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(endings)}")
+
+
+def _grid(path: Path | None) -> sitk.Image | None:
+    if path is None:
+        return None
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{path}: cannot be read, expected an image") from error
+    if image.GetDimension() != 3:
+        raise InputError(f"{path}: has {image.GetDimension()} axes, expected a 3-D image")
+    return image
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m evaluation.convert", description="Convert a displacement field.")
+    parser.add_argument("field", type=Path, metavar="FIELD", help="file, or EMPIRE10 folder")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file, or EMPIRE10 folder")
+    parser.add_argument("--to", choices=FORMATS, help="format of OUT; by default its name says")
+    parser.add_argument("--fixed", type=Path, metavar="IMAGE", help="any image on the fixed grid, for Learn2Reg fields")
+    parser.add_argument("--moving", type=Path, metavar="IMAGE", help="the same for the moving grid, where it differs")
+    parser.add_argument("--channels-first", action="store_true", help="Learn2Reg: (3, X, Y, Z), not (X, Y, Z, 3)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

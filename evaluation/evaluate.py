@@ -1,0 +1,223 @@
+"""A case → all cases → the folder of results. The metrics themselves are in the files of their names."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+from jaxtyping import Float
+
+from evaluation.cases import Case, images_in
+from evaluation.errors import CaseError
+from evaluation.fields import read_field
+from evaluation.ground_truth import GroundTruth, labels_in, mask_on, read_ground_truth
+from evaluation.jacobian import jacobian_statistics
+from evaluation.labels import dice, warp_labels
+from evaluation.landmarks import landmark_errors
+from evaluation.surfaces import surface_distances
+from evaluation.tables import cases_table, write_csv, write_json
+from evaluation.workers import each, workers_for
+
+log = logging.getLogger(__name__)
+
+Result = dict[str, Any]
+
+TRE = ("tre_mm", "tre_snapped_mm", "tre_initial_mm")
+BY_LABEL = ("dice", "asd_mm", "hd_mm", "hd95_mm")
+JACOBIAN = ("folding_percent", "folding_percent_all", "jacobian_min", "jacobian_max", "std_log_jacobian")
+METRICS = (*TRE, *BY_LABEL, *JACOBIAN)
+SUMMARY: dict[str, Callable[[np.ndarray], Any]] = {
+    "mean": np.mean,
+    "std": np.std,
+    "median": np.median,
+    "p75": lambda values: np.percentile(values, 75),
+    "p95": lambda values: np.percentile(values, 95),
+    "max": np.max,
+}
+"""Of a case's landmark errors. The standard deviation divides by n."""
+LOW_IS_BAD = ("dice", "jacobian_min")
+LANDMARKS = ("case", "landmark", "fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z", *TRE)
+BYTES_PER_VOXEL = 40
+"""Of memory for a case, per voxel of the largest of field and labels: measured 28, and a reserve."""
+
+
+# --- one case --------------------------------------------------------------------------------------------------------
+
+
+def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
+    """The case's entry in metrics.json, and its landmarks (mm, numbered from 1).
+
+    What there is no ground truth for is None. When anything of the case is missing or broken, or a label has no voxels
+    in one of the images or after the warp, all is None but ``error``: a case counts in full, or it counts as failed.
+    """
+    try:
+        if case.error or case.field is None:
+            raise CaseError(case.error or "there is no displacement field")
+        truth = read_ground_truth(case.ground_truth)
+        field = read_field(case.field, truth.grid, truth.moving_labels)
+        landmarks = _landmark_table(case.name, field, truth)
+        result: Result = {"case": case.name}
+        result |= {name: _summary(landmarks[name].to_numpy(float)) for name in TRE}
+        result |= _label_metrics(field, truth)
+        result |= _jacobian_metrics(field, truth)
+        _check_finite(result)
+        return {**result, "error": None}, landmarks
+    except CaseError as error:
+        return failed_result(case.name, str(error)), _no_landmarks()
+
+
+def failed_result(case: str, error: str) -> Result:
+    """The entry of a case that could not be evaluated, with one sentence that says why."""
+    tre = {name: dict.fromkeys(SUMMARY) for name in TRE}
+    by_label = {name: {"mean": None} for name in BY_LABEL}
+    return {"case": case, **tre, **by_label, **dict.fromkeys(JACOBIAN), "error": error}
+
+
+def _no_landmarks() -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype=float) for name in LANDMARKS})
+
+
+def _landmark_table(case: str, field: sitk.Image, truth: GroundTruth) -> pd.DataFrame:
+    fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
+    if fixed_mm is None or moving_mm is None:
+        return _no_landmarks()
+    errors = landmark_errors(field, fixed_mm, moving_mm)
+    numbers = np.arange(1, len(fixed_mm) + 1)
+    errors_mm = (errors.trilinear_mm, errors.snapped_mm, errors.initial_mm)
+    columns = ([case] * len(fixed_mm), numbers, *fixed_mm.T, *moving_mm.T, *errors_mm)
+    return pd.DataFrame(dict(zip(LANDMARKS, columns, strict=True)))
+
+
+def _summary(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
+    return {name: float(of(values)) if len(values) else None for name, of in SUMMARY.items()}
+
+
+def _label_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
+    """Per metric: the value of each label, by its number, and their mean."""
+    values: dict[str, dict[str, float | None]] = {name: {} for name in BY_LABEL}
+    if truth.fixed_labels is None or truth.moving_labels is None:
+        return {name: {"mean": None} for name in BY_LABEL}
+    fixed = sitk.GetArrayViewFromImage(truth.fixed_labels)
+    labels = _common_labels(fixed, sitk.GetArrayViewFromImage(truth.moving_labels))
+    warped = warp_labels(truth.moving_labels, field, truth.fixed_labels)
+    axes = np.reshape(truth.fixed_labels.GetDirection(), (3, 3)) * truth.fixed_labels.GetSpacing()
+    for label in labels:
+        overlap = dice(fixed, warped, label)
+        distances = surface_distances(fixed == label, warped == label, axes)
+        if overlap is None or distances is None:
+            raise CaseError(f"label {label} has no voxels left in moving_lobes after the warp")
+        for name, value in zip(BY_LABEL, (overlap, distances.asd_mm, distances.hd_mm, distances.hd95_mm), strict=True):
+            values[name][str(label)] = float(value)
+    return {name: {**of, "mean": float(np.mean(list(of.values())))} for name, of in values.items()}
+
+
+def _common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
+    """The labels of both images; CaseError when one of them has more, or there are none."""
+    of_fixed, of_moving = labels_in(fixed), labels_in(moving)
+    if not of_fixed or of_fixed != of_moving:
+        raise CaseError(
+            f"fixed_lobes has the labels {of_fixed} and moving_lobes {of_moving}, expected the same, at least one"
+        )
+    return of_fixed
+
+
+def _jacobian_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
+    """Inside the lung mask; without one, inside the fixed labels."""
+    mask = truth.fixed_labels if truth.lung_mask is None else truth.lung_mask
+    statistics = jacobian_statistics(field, None if mask is None else mask_on(field, mask))
+    values = {name: getattr(statistics, name) for name in JACOBIAN}
+    return {name: None if value is None else float(value) for name, value in values.items()}
+
+
+def _check_finite(result: Result) -> None:
+    for name in METRICS:
+        values = result[name].values() if isinstance(result[name], dict) else [result[name]]
+        bad = [value for value in values if value is not None and not math.isfinite(value)]
+        if bad:
+            raise CaseError(f"{name} is {bad[0]}, expected a finite number")
+
+
+# --- all cases -------------------------------------------------------------------------------------------------------
+
+
+def aggregate(results: Sequence[Result]) -> dict[str, Any]:
+    """Each metric's statistics over the cases that have it: their number n, mean, std (dividing by n), median, min,
+    max, and worst30, the mean of the 30 % worst cases (rounded up; Dice30 of section 4.5 in Hering et al. 2021).
+
+    A case stands for one value: of landmarks and labels, their mean. ``failed`` cases are in none of them.
+    """
+    aggregates: dict[str, Any] = {}
+    for name in METRICS:
+        of_cases = [r[name]["mean"] if isinstance(r[name], dict) else r[name] for r in results if r["error"] is None]
+        aggregates[name] = _statistics(np.array([v for v in of_cases if v is not None], float), name in LOW_IS_BAD)
+    return {**aggregates, "cases": len(results), "failed": sum(r["error"] is not None for r in results)}
+
+
+def _statistics(values: Float[np.ndarray, " n"], low_is_bad: bool) -> dict[str, float | int | None]:
+    if not len(values):
+        return {"n": 0, **dict.fromkeys(("mean", "std", "median", "min", "max", "worst30"))}
+    worst_first = np.sort(values) if low_is_bad else np.sort(values)[::-1]
+    worst = worst_first[: -(-3 * len(values) // 10)]
+    figures = {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
+    figures |= {"min": values.min(), "max": values.max(), "worst30": worst.mean()}
+    return {"n": len(values), **{name: float(value) for name, value in figures.items()}}
+
+
+def evaluate(cases: Sequence[Case], out: Path, workers: int | None = None) -> tuple[Result, pd.DataFrame]:
+    """Evaluates the cases side by side; metrics.json, cases.csv and landmarks.csv into ``out``, in the cases' order.
+
+    As many workers as there are cores and memory for, when not told. Returns what metrics.json and landmarks.csv hold.
+    """
+    if workers is None:
+        workers = workers_for(max(map(_case_bytes, cases)), len(cases))
+    log.info("%d at a time", workers)
+    done: dict[int, tuple[Result, pd.DataFrame]] = {}
+    start = time.monotonic()
+    for number, outcome in each(evaluate_case, cases, workers):
+        if isinstance(outcome, Exception):
+            log.error("%s", cases[number].name, exc_info=outcome)
+            sentence = " ".join(f"the evaluation failed: {type(outcome).__name__}: {outcome}".split())
+            outcome = failed_result(cases[number].name, sentence), _no_landmarks()
+        done[number] = outcome
+        log.info("%d/%d %s, %.0f s", len(done), len(cases), _line(outcome[0]), time.monotonic() - start)
+
+    results = [done[number][0] for number in range(len(cases))]
+    tables = [table for _, table in (done[number] for number in range(len(cases))) if len(table)]
+    metrics = {"results": results, "aggregates": aggregate(results)}
+    landmarks = pd.concat(tables, ignore_index=True) if tables else _no_landmarks()
+    write_csv(out / "cases.csv", cases_table(results))
+    write_csv(out / "landmarks.csv", landmarks)
+    write_json(out / "metrics.json", metrics)  # last: it says that all is there
+    return metrics, landmarks
+
+
+def _line(result: Result) -> str:
+    """A result in a line for the log."""
+    if result["error"]:
+        return f"{result['case']}: failed: {result['error']}"
+    figures = {"TRE %.2f mm": result["tre_mm"]["mean"], "Dice %.3f": result["dice"]["mean"]}
+    figures["folding %.4f %%"] = result["folding_percent"]
+    return f"{result['case']}: " + ", ".join(text % value for text, value in figures.items() if value is not None)
+
+
+def _case_bytes(case: Case) -> int:
+    """An estimate of the memory that a case takes, from the headers of its images; 0 for what cannot be read."""
+    files = [*images_in(case.ground_truth)]
+    if case.field is not None:
+        files.append(case.field / "defX.mhd" if case.field.is_dir() else case.field)
+    return BYTES_PER_VOXEL * max((_voxels(path) for path in files), default=0)
+
+
+def _voxels(path: Path) -> int:
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return 0
+    return math.prod(reader.GetSize()[:3])

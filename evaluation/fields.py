@@ -1,0 +1,297 @@
+"""Displacement fields from files, and into the formats of the challenges.
+
+Inside there is one kind: a 3-D `sitk.Image` of three float32 components, u in mm along the world axes (LPS), on a grid
+in the world of the fixed image; x_moving = x_fixed + u(x_fixed). The files:
+
+===================================  ==================================================================================
+``.mha .mhd .nii .nii.gz .nrrd``     u itself: 3-D with three components (ITK), or 4-D scalar with 3 as the last size
+                                     (grand-challenge)
+``disp_*.nii.gz``, ``.npz``          Learn2Reg: (X, Y, Z, 3) or (3, X, Y, Z), components along the index axes in voxels:
+                                     index_moving = index_fixed + v; the grids are not in the file
+folder of ``defX defY defZ .mhd``    EMPIRE10: one scalar image per component, mm along the axes of the fixed image
+===================================  ==================================================================================
+"""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Float, Shaped
+
+from evaluation.errors import CaseError
+
+ENDINGS = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
+EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
+MOST_MM = 10_000.0
+"""A longer displacement is no displacement of a chest in mm, and its determinant may leave the range of float32."""
+SLAB = 8
+"""Slices that are worked on at a time: some tens of MB at 512 × 512."""
+
+Matrix = Float[np.ndarray, "3 3"]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_field(path: Path, fixed: sitk.Image | None = None, moving: sitk.Image | None = None) -> sitk.Image:
+    """The displacement field (mm, LPS) of a file, or of an EMPIRE10 folder.
+
+    Learn2Reg files need ``fixed``, any image on the fixed grid; ``moving`` is the same for the moving one, by default
+    on the fixed grid. An EMPIRE10 field lies on ``fixed`` when given, else where its headers say. The others have their
+    own grid, which need not be the fixed one. CaseError when the file is missing, damaged, of another kind, or holds
+    values that are not finite or over `MOST_MM`.
+    """
+    try:
+        if path.is_dir() or path.name in EMPIRE10:
+            field = _read_empire10(path if path.is_dir() else path.parent, fixed)
+        elif is_learn2reg(path):
+            field = _read_learn2reg(path, fixed, fixed if moving is None else moving)
+        else:
+            field = _read_itk(path)
+    except (OSError, EOFError, zlib.error, BadZipFile) as error:
+        raise CaseError(f"{path.name}: cannot be read ({error}), expected a whole file") from error
+    except RuntimeError as error:  # SimpleITK
+        raise CaseError(f"{path.name}: cannot be read, expected a whole displacement field") from error
+    _check_values(path, sitk.GetArrayViewFromImage(field))
+    return field
+
+
+def is_learn2reg(path: Path) -> bool:
+    """Whether the name says Learn2Reg: disp_….nii.gz, or any .npz."""
+    return path.name.endswith(".npz") or (path.name.startswith("disp_") and path.name.endswith(".nii.gz"))
+
+
+def axes_of(image: sitk.Image) -> Matrix:
+    """World mm per index step, direction · diag(spacing): columns are the steps along x, y and z."""
+    axes: Matrix = _direction(image) * image.GetSpacing()
+    return axes
+
+
+def same_grid(a: sitk.Image, b: sitk.Image) -> bool:
+    """Whether two 3-D images have the same voxels, up to a thousandth of one anywhere."""
+    last = np.array([*a.GetSize()]) - 1
+    corners = np.array(list(np.ndindex(2, 2, 2))) * last
+    shift = np.array(a.GetOrigin()) - b.GetOrigin() + corners @ (axes_of(a) - axes_of(b)).T
+    near = float(np.abs(shift).max()) <= 1e-3 * min(a.GetSpacing())
+    return near and tuple(a.GetSize()) == tuple(b.GetSize())
+
+
+def _read_itk(path: Path) -> sitk.Image:
+    """Vectors, or scalars with a fourth axis: component by component, which halves the memory."""
+    reader = _open(path)
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) == 3 and components == 3:
+        if reader.GetPixelID() != sitk.sitkVectorFloat32:  # else it would copy
+            reader.SetOutputPixelType(sitk.sitkVectorFloat32)
+        field: sitk.Image = reader.Execute()
+        return field
+    if len(size) != 4 or size[3] != 3 or components != 1:
+        raise CaseError(
+            f"{path.name}: has size {size} and {components} component(s), "
+            "expected a displacement field: 3-D with 3 components, or 4-D with 3 as the last size"
+        )
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    reader.SetExtractSize([*size[:3], 0])
+    images = []
+    for component in range(3):
+        reader.SetExtractIndex([0, 0, 0, component])
+        images.append(reader.Execute())
+    field = sitk.Compose(images)
+    return field
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    """A reader that has read the header."""
+    if not path.name.endswith(ENDINGS):
+        raise CaseError(f"{path.name}: is no known kind of field, expected a name that ends in {', '.join(ENDINGS)}")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if path.name.endswith((".nii", ".nii.gz")):
+        _check_whole(path, reader)
+    return reader
+
+
+def _check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
+    """SimpleITK (2.5.7) reads a NIfTI file that is cut short as zeros from there on, without a word."""
+    voxel_bytes = sitk.GetArrayViewFromImage(sitk.Image(1, 1, reader.GetPixelIDValue())).itemsize
+    expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * voxel_bytes
+    length = 0
+    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
+        while block := file.read(2**22):  # to the end, where gzip checks its sum
+            length += len(block)
+    if length < expected:
+        raise CaseError(f"{path.name}: is cut short at {length} of {expected} bytes, expected a whole file")
+
+
+def _read_learn2reg(path: Path, fixed: sitk.Image | None, moving: sitk.Image | None) -> sitk.Image:
+    if fixed is None or moving is None:
+        raise CaseError(f"{path.name}: is a Learn2Reg field, in voxels, expected an image on the fixed grid beside it")
+    stored = _only_array(path) if path.name.endswith(".npz") else _four_axes_array(path)
+    voxels = _channels_last(path, stored, fixed.GetSize())
+    field = np.empty((*fixed.GetSize()[::-1], 3), np.float32)
+    to_fixed, offset = _index_change(fixed, moving)
+    for z in range(0, len(field), SLAB):
+        slab = voxels[:, :, z : z + SLAB].transpose(2, 1, 0, 3).astype(float)
+        field[z : z + SLAB] = slab @ axes_of(moving).T + _linear(to_fixed, offset, slab.shape[:3], z)
+    return _image(field, fixed)
+
+
+def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
+    """As nibabel gives it; vectors are refused, as their sign depends on what the header intends."""
+    reader = _open(path)
+    if reader.GetDimension() != 4 or reader.GetNumberOfComponents() != 1:
+        raise CaseError(
+            f"{path.name}: has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s), "
+            "expected the four axes of a Learn2Reg field"
+        )
+    array: np.ndarray = sitk.GetArrayFromImage(reader.Execute()).T
+    return array
+
+
+def _only_array(path: Path) -> Shaped[np.ndarray, "..."]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if len(arrays.files) != 1:
+                raise CaseError(f"{path.name}: holds the arrays {arrays.files}, expected one")
+            array: np.ndarray = arrays[arrays.files[0]]
+    except ValueError as error:
+        raise error if isinstance(error, CaseError) else CaseError(f"{path.name}: holds no array of numbers") from error
+    return array
+
+
+def _channels_last(path: Path, stored: np.ndarray, size: tuple[int, ...]) -> Shaped[np.ndarray, "x y z 3"]:
+    if stored.dtype.kind in "fiu" and stored.shape == (*size, 3):
+        return stored
+    if stored.dtype.kind in "fiu" and stored.shape == (3, *size):
+        return np.moveaxis(stored, 0, -1)
+    raise CaseError(
+        f"{path.name}: is an array of {stored.shape} {stored.dtype}, expected numbers of {(*size, 3)} or {(3, *size)}, "
+        "a vector for each voxel of the fixed image"
+    )
+
+
+def _read_empire10(folder: Path, fixed: sitk.Image | None) -> sitk.Image:
+    missing = [name for name in EMPIRE10 if not (folder / name).exists()]
+    if missing:
+        raise CaseError(f"{folder.name}: has no {', '.join(missing)}, expected {', '.join(EMPIRE10)}")
+    images = [sitk.ReadImage(str(folder / name), sitk.sitkFloat32) for name in EMPIRE10]
+    grid = images[0] if fixed is None else fixed
+    for name, image in zip(EMPIRE10, images, strict=True):
+        if image.GetSize() != grid.GetSize() or not np.allclose(image.GetSpacing(), grid.GetSpacing(), rtol=1e-3):
+            raise CaseError(
+                f"{folder.name}/{name}: has size {image.GetSize()} and spacing {image.GetSpacing()}, "
+                f"expected {grid.GetSize()} and {grid.GetSpacing()}"
+            )
+        image.CopyInformation(grid)
+    return _mapped(sitk.Compose(images), _direction(grid))
+
+
+def _check_values(path: Path, field: Float[np.ndarray, "z y x 3"]) -> None:
+    for z in range(0, len(field), SLAB):
+        low, high = float(field[z : z + SLAB].min()), float(field[z : z + SLAB].max())
+        if not (low >= -MOST_MM and high <= MOST_MM):  # also for NaN
+            raise CaseError(
+                f"{path.name}: holds displacements from {low:g} to {high:g} mm, "
+                f"expected finite ones of at most {MOST_MM:g} mm"
+            )
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_itk(field: sitk.Image, path: Path) -> None:
+    """As a 3-D image of vectors, which ITK, ANTs, elastix and 3D Slicer read."""
+    sitk.WriteImage(field, str(path))
+
+
+def write_grand_challenge(field: sitk.Image, path: Path) -> None:
+    """As a 4-D scalar image, the last axis the component: the platform's kind "Displacement field"."""
+    sitk.WriteImage(_four_axes(field), str(path))
+
+
+def write_learn2reg(
+    field: sitk.Image, path: Path, moving: sitk.Image | None = None, channels_first: bool = False
+) -> None:
+    """As Learn2Reg's disp_*.nii.gz or .npz: float32 (X, Y, Z, 3), or (3, X, Y, Z), in voxels along the index axes.
+
+    v = index_moving(x + u) - index_fixed(x); ``moving`` is an image on the moving grid, by default the field's. The
+    field has to lie on the fixed image's grid.
+    """
+    grid = field if moving is None else moving
+    matrix = np.linalg.inv(axes_of(grid))
+    to_fixed, offset = _index_change(field, grid)
+    mm = sitk.GetArrayViewFromImage(field)
+    voxels = np.empty(mm.shape, np.float32)
+    for z in range(0, len(mm), SLAB):
+        slab = mm[z : z + SLAB].astype(float) - _linear(to_fixed, offset, mm[z : z + SLAB].shape[:3], z)
+        voxels[z : z + SLAB] = slab @ matrix.T
+    if path.name.endswith(".npz"):
+        array = voxels.transpose(2, 1, 0, 3)
+        np.savez_compressed(path, np.moveaxis(array, -1, 0) if channels_first else array)
+    elif channels_first:
+        sitk.WriteImage(sitk.GetImageFromArray(voxels, isVector=False), str(path))
+    else:
+        sitk.WriteImage(_four_axes(_image(voxels, field)), str(path))
+
+
+def write_empire10(field: sitk.Image, folder: Path) -> None:
+    """As EMPIRE10's defX, defY and defZ .mhd: mm along the axes of the fixed image, origin 0, identity direction."""
+    folder.mkdir(parents=True, exist_ok=True)
+    along_axes = _mapped(field, _direction(field).T)
+    for component, name in enumerate(EMPIRE10):
+        image = sitk.VectorIndexSelectionCast(along_axes, component)
+        image.SetOrigin((0.0, 0.0, 0.0))
+        image.SetDirection(np.eye(3).ravel())
+        sitk.WriteImage(image, str(folder / name))
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _direction(image: sitk.Image) -> Matrix:
+    return np.array(image.GetDirection()).reshape(3, 3)
+
+
+def _index_change(fixed: sitk.Image, moving: sitk.Image) -> tuple[Matrix, Float[np.ndarray, " 3"]]:
+    """(M, t) such that M i + t = x_moving(i) - x_fixed(i), the world positions (mm) of index i on the two grids."""
+    offset: np.ndarray = np.array(moving.GetOrigin()) - fixed.GetOrigin()
+    return axes_of(moving) - axes_of(fixed), offset
+
+
+def _linear(
+    matrix: Matrix, offset: Float[np.ndarray, " 3"], shape: tuple[int, ...], start: int
+) -> Float[np.ndarray, "z y x 3"]:
+    """matrix · (i, j, k) + offset for a slab of (z, y, x) voxels that starts at k = start."""
+    nz, ny, nx = shape
+    i, j, k = np.arange(nx), np.arange(ny), np.arange(start, start + nz)
+    plane = i[:, None] * matrix[:, 0] + j[:, None, None] * matrix[:, 1] + offset
+    sum_: np.ndarray = plane + k[:, None, None, None] * matrix[:, 2]
+    return sum_
+
+
+def _mapped(field: sitk.Image, matrix: Matrix) -> sitk.Image:
+    """Each vector times a matrix."""
+    if np.array_equal(matrix, np.eye(3)):
+        return field
+    vectors = sitk.GetArrayFromImage(field)
+    for z in range(0, len(vectors), SLAB):
+        vectors[z : z + SLAB] = vectors[z : z + SLAB].astype(float) @ matrix.T
+    return _image(vectors, field)
+
+
+def _image(vectors: Float[np.ndarray, "z y x 3"], grid: sitk.Image) -> sitk.Image:
+    image = sitk.GetImageFromArray(vectors, isVector=True)
+    image.SetOrigin(grid.GetOrigin())
+    image.SetSpacing(grid.GetSpacing())
+    image.SetDirection(grid.GetDirection())
+    return image
+
+
+def _four_axes(field: sitk.Image) -> sitk.Image:
+    joined: sitk.Image = sitk.JoinSeries([sitk.VectorIndexSelectionCast(field, c) for c in range(3)], 0.0, 1.0)
+    return joined

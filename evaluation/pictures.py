@@ -1,0 +1,267 @@
+"""The pictures of Hering et al. 2021: box plots per label (Fig. 5), the Jacobian determinant (Fig. 6), cumulative
+landmark errors (Fig. 7), and fixed, moving, warped and difference images (Fig. 8). Coronal slices show the patient's
+right on the left, and the head above.
+"""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Bool, Float, UInt8
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from evaluation.errors import CaseError
+from evaluation.ground_truth import ENDINGS
+from evaluation.jacobian import jacobian_determinant
+
+COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d")
+"""Of the evaluations, in turn."""
+BEFORE = "#888888"
+VOLUME = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=3.0)
+"""The range of Jacobian determinants in colour: yellow is 1, no change of volume, as in the paper."""
+FOLDING = (0.85, 0.0, 0.85)
+"""The colour of determinants ≤ 0."""
+CT_HU = (-1000.0, 200.0)
+DIFFERENCE_HU = (-500.0, 500.0)
+MOST_PIXELS = 420
+"""Along the longer side of a slice."""
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+def cumulative_errors(errors_mm: Mapping[str, Float[np.ndarray, " n"]]) -> Figure:
+    """Fig. 7: the share of the landmarks with an error of at most x mm; dotted, the 75th percentiles. "before" is grey.
+
+    The axis ends at the largest 98th percentile, so that a few landmarks do not squeeze the rest.
+    """
+    figure = Figure(figsize=(5.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    colours = iter(COLOURS * len(errors_mm))
+    percent = np.linspace(0, 100, 401)
+    last = max(float(np.percentile(values, 98)) for values in errors_mm.values())
+    for name, values in errors_mm.items():
+        colour = BEFORE if name == "before" else next(colours)
+        at_75 = float(np.percentile(values, 75))
+        within = np.append(np.percentile(values, percent), last)
+        text = f"{name}: 75 % within {at_75:.2f} mm"
+        axes.plot(np.maximum.accumulate(within), np.append(percent, 100), color=colour, label=text)
+        axes.plot([at_75, at_75], [0, 75], ":", color=colour)
+    axes.axhline(75, color="#dddddd", linewidth=0.8, zorder=0)
+    axes.set(xlim=(0, max(last, 1e-3)), ylim=(0, 100), xlabel="landmark error (mm)", ylabel="landmarks (%)")
+    axes.legend(fontsize="small", loc="lower right")
+    return figure
+
+
+def values_by_label(results: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
+    """The values of a metric over the cases, by label; the mean comes first. Empty when no case has any."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        entry = result.get(key)
+        for label, value in entry.items() if isinstance(entry, dict) else ():
+            if value is not None:
+                values.setdefault(label, []).append(float(value))
+    order = sorted(values, key=lambda label: (label != "mean", len(label), label))
+    return {label: values[label] for label in order}
+
+
+def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: str) -> Figure:
+    """Fig. 5: a box per label and evaluation; whiskers to 1.5 times the box, cases farther out as dots."""
+    labels = sorted({x for of in groups.values() for x in of}, key=lambda x: (x != "mean", len(x), x))
+    figure = Figure(figsize=(max(5.2, 0.45 * len(labels) * len(groups)), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(groups)
+    for number, (name, of) in enumerate(groups.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        places = [i + (number - (len(groups) - 1) / 2) * width for i, x in enumerate(labels) if x in of]
+        axes.boxplot(
+            [list(of[x]) for x in labels if x in of],
+            positions=places,
+            widths=0.8 * width,
+            patch_artist=True,
+            manage_ticks=False,
+            boxprops={"facecolor": colour, "alpha": 0.55},
+            medianprops={"color": "black"},
+            flierprops={"marker": ".", "markersize": 4},
+        )
+        axes.plot([], [], "s", color=colour, alpha=0.55, label=name)
+    ticks = [x if x == "mean" else f"label {x}" if len(labels) < 7 else x for x in labels]
+    axes.set_xticks(range(len(labels)), ticks)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
+    axes.set_ylabel(axis_title)
+    if len(groups) > 1:
+        axes.legend(fontsize="small")
+    return figure
+
+
+def colour_bar() -> Figure:
+    """What the colours of `Slices.jacobian` mean."""
+    figure = Figure(figsize=(4.6, 0.8), layout="constrained")
+    colours = mpl.colormaps["Spectral"].with_extremes(under=FOLDING)
+    bar = figure.colorbar(
+        ScalarMappable(VOLUME, colours), cax=figure.add_subplot(), orientation="horizontal", extend="both"
+    )
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1, 2, 3])
+    bar.set_label("volume in the moving image / in the fixed image")
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """A figure as the address of an image: it holds all its bytes."""
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "evaluation"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# --- slices ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Coronal slices of a case on a grid of square pixels, the head above."""
+
+    determinant: Float[np.ndarray, "z x"]
+    inside: Bool[np.ndarray, "z x"]
+    """In the lung mask; everywhere when there is none."""
+    fixed: Float[np.ndarray, "z x"] | None = None
+    """Of the images, HU; None when they are not there."""
+    moving: Float[np.ndarray, "z x"] | None = None
+    warped: Float[np.ndarray, "z x"] | None = None
+
+
+def coronal_slices(
+    field: sitk.Image,
+    lung_mask: sitk.Image | None,
+    fixed: sitk.Image | None = None,
+    moving: sitk.Image | None = None,
+) -> Slices:
+    """Through the row with most of the lungs. All is resampled on the field's grid; ``field`` in mm, LPS."""
+    slab = _slab(field, lung_mask)
+    reference = _square_pixels(slab)
+    determinant = sitk.GetImageFromArray(jacobian_determinant(slab))
+    determinant.CopyInformation(slab)
+    identity = sitk.Transform(3, sitk.sitkIdentity)
+    pixels = _row(sitk.Resample(determinant, reference, identity, sitk.sitkNearestNeighbor, 1.0))
+    inside = np.ones(pixels.shape, bool)
+    if lung_mask is not None:
+        inside = _row(sitk.Resample(lung_mask, reference, identity, sitk.sitkNearestNeighbor, 0)) > 0
+    displacement = sitk.Resample(slab, reference, identity, sitk.sitkLinear, 0.0, sitk.sitkVectorFloat64)
+    transform = sitk.DisplacementFieldTransform(displacement)
+    images = {"fixed": (fixed, identity), "moving": (moving, identity), "warped": (moving, transform)}
+    rows = {name: _ct(image, reference, t) for name, (image, t) in images.items() if image is not None}
+    return Slices(pixels, inside, **rows)
+
+
+def _slab(field: sitk.Image, lung_mask: sitk.Image | None) -> sitk.Image:
+    """Three rows of the field (fewer in a thinner one), axes along the patient's as nearly as may be."""
+    axis = int(np.argmax(np.abs(np.reshape(field.GetDirection(), (3, 3))[1])))
+    rows = field.GetSize()[axis]
+    row = rows // 2 if lung_mask is None else _fullest_row(lung_mask, field, axis)
+    start, size = [0, 0, 0], list(field.GetSize())
+    start[axis] = int(np.clip(row - 1, 0, max(rows - 3, 0)))
+    size[axis] = min(3, rows)
+    slab: sitk.Image = sitk.DICOMOrient(sitk.RegionOfInterest(field, size, start), "LPS")
+    return slab
+
+
+def _fullest_row(lung_mask: sitk.Image, field: sitk.Image, axis: int) -> int:
+    """Row of ``field`` along ``axis`` at the height where the mask is largest, by every 2nd voxel of the mask."""
+    voxels = sitk.GetArrayViewFromImage(lung_mask)[::2, ::2, ::2] > 0
+    k, j, i = np.nonzero(voxels)
+    if not len(i):
+        return int(field.GetSize()[axis]) // 2
+    axes = np.reshape(lung_mask.GetDirection(), (3, 3)) * lung_mask.GetSpacing()
+    world = 2.0 * np.stack([i, j, k], axis=1) @ axes.T + lung_mask.GetOrigin()
+    to_index = np.linalg.inv(np.reshape(field.GetDirection(), (3, 3)) * field.GetSpacing())
+    rows = np.round((world - field.GetOrigin()) @ to_index[axis]).astype(int)
+    values, counts = np.unique(rows, return_counts=True)
+    smooth = np.array([counts[np.abs(values - value) <= 1].sum() for value in values])
+    return int(values[int(np.argmax(smooth))])
+
+
+def _square_pixels(slab: sitk.Image) -> sitk.Image:
+    """The geometry of the slab's middle row with square pixels, no more than `MOST_PIXELS` along a side.
+
+    No pixel lies beyond the outermost voxel centres.
+    """
+    (nx, ny, nz), (sx, sy, sz) = slab.GetSize(), slab.GetSpacing()
+    pixel = max(min(sx, sz), max(nx * sx, nz * sz) / MOST_PIXELS)
+    columns, rows = (int((n - 1) * spacing / pixel + 1e-6) + 1 for n, spacing in ((nx, sx), (nz, sz)))
+    reference = sitk.Image(columns, 1, rows, sitk.sitkUInt8)
+    reference.SetSpacing((pixel, sy, pixel))
+    reference.SetDirection(slab.GetDirection())
+    reference.SetOrigin(slab.TransformIndexToPhysicalPoint((0, ny // 2, 0)))
+    return reference
+
+
+def _ct(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform) -> Float[np.ndarray, "z x"]:
+    return _row(sitk.Resample(image, reference, transform, sitk.sitkLinear, -1000.0, sitk.sitkFloat32))
+
+
+def _row(image: sitk.Image) -> np.ndarray:
+    """The only row of a slice, the head above."""
+    pixels: np.ndarray = np.asarray(sitk.GetArrayFromImage(image)[::-1, 0], dtype=np.float64)
+    return pixels
+
+
+def panels(slices: Slices) -> dict[str, UInt8[np.ndarray, "z x 3"]]:
+    """The pictures of Figures 8 and 6, by title: those that can be made of what there is."""
+    fixed, moving, warped = slices.fixed, slices.moving, slices.warped
+    found: dict[str, np.ndarray] = {}
+    if fixed is not None:
+        found["fixed F"] = _grey(fixed, CT_HU)
+    if moving is not None and warped is not None:
+        found |= {"moving M": _grey(moving, CT_HU), "warped M(y)": _grey(warped, CT_HU)}
+        if fixed is not None:
+            found["before: F − M"] = _grey(fixed - moving, DIFFERENCE_HU)
+            found["after: F − M(y)"] = _grey(fixed - warped, DIFFERENCE_HU)
+    return found | {"Jacobian determinant": jacobian_overlay(slices)}
+
+
+def jacobian_overlay(slices: Slices) -> UInt8[np.ndarray, "z x 3"]:
+    """Fig. 6: the determinant in colour inside the lungs, over the fixed image; foldings in magenta."""
+    shape = slices.determinant.shape
+    grey = np.full((*shape, 3), 64, np.uint8) if slices.fixed is None else _grey(slices.fixed, CT_HU)
+    colour = 255 * mpl.colormaps["Spectral"](VOLUME(slices.determinant))[..., :3]
+    picture = np.where(slices.inside[..., None], 0.35 * grey + 0.65 * colour, grey)
+    folded = slices.inside & ~(slices.determinant > 0)
+    picture[folded] = 255 * np.array(FOLDING)
+    rounded: np.ndarray = np.round(picture).astype(np.uint8)
+    return rounded
+
+
+def _grey(values: Float[np.ndarray, "z x"], window: tuple[float, float]) -> UInt8[np.ndarray, "z x 3"]:
+    low, high = window
+    grey = np.round(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def jpeg(picture: UInt8[np.ndarray, "z x 3"]) -> str:
+    """A picture as the address of an image: it holds all its bytes."""
+    buffer = io.BytesIO()
+    imsave(buffer, picture, format="jpg", pil_kwargs={"quality": 88})
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def read_scan(folder: Path, name: str) -> sitk.Image | None:
+    """``folder/name`` with any ending; None when there is no such file. CaseError when it is broken."""
+    path = next((p for p in (folder / (name + ending) for ending in ENDINGS) if p.exists()), None)
+    if path is None:
+        return None
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise CaseError(f"{path.name} cannot be read as an image") from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise CaseError(f"{path.name} has the size {image.GetSize()}, expected a 3-D image")
+    return image

@@ -1,0 +1,160 @@
+"""What is measured: names, units, which way is better, and definitions, for the page and the comparison."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluation.errors import InputError
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """An entry of a case in metrics.json; of landmarks and labels, their mean stands for the case."""
+
+    key: str
+    name: str
+    unit: str
+    better: Literal["higher", "lower"] | None
+    """None: it describes the case, it does not rank methods."""
+    digits: int
+    """After the point."""
+    definition: str
+
+    @property
+    def title(self) -> str:
+        """The name, with the unit where there is one."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+    def of(self, result: Mapping[str, Any]) -> float | None:
+        """The value of a case, None where there is none."""
+        entry = result.get(self.key)
+        value = entry.get("mean") if isinstance(entry, dict) else entry
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def text(self, value: float | None) -> str:
+        """The value as a person reads it; – for None."""
+        return "–" if value is None else f"{value:.{self.digits}f}"
+
+
+QUANTITIES = (
+    Quantity(
+        "tre_mm",
+        "TRE",
+        "mm",
+        "lower",
+        2,
+        "Target registration error: the distance between a landmark of the fixed image, moved by the displacement "
+        "field, and its partner in the moving image. The field is interpolated trilinearly at the landmark. The mean "
+        "over the landmarks stands for a case.",
+    ),
+    Quantity(
+        "tre_snapped_mm",
+        "TRE, snapped",
+        "mm",
+        None,
+        2,
+        "The same with the moved landmark rounded to the nearest voxel centre first, as much of the literature on "
+        "DIR-Lab does.",
+    ),
+    Quantity(
+        "tre_initial_mm",
+        "TRE before",
+        "mm",
+        None,
+        2,
+        "The distance between the landmarks without any registration.",
+    ),
+    Quantity(
+        "dice",
+        "Dice",
+        "",
+        "higher",
+        3,
+        "Overlap 2 |F ∩ W| / (|F| + |W|) of a label F of the fixed image and the moving label W, warped by nearest "
+        "neighbour. 1 is perfect. The mean over the labels stands for a case.",
+    ),
+    Quantity(
+        "asd_mm",
+        "ASD",
+        "mm",
+        "lower",
+        2,
+        "Average surface distance: the mean of the distances from every border voxel of either label to the nearest "
+        "border voxel of the other one, both directions pooled.",
+    ),
+    Quantity("hd_mm", "HD", "mm", "lower", 2, "Hausdorff distance: the largest of these distances."),
+    Quantity(
+        "hd95_mm",
+        "HD95",
+        "mm",
+        "lower",
+        2,
+        "The 95th percentile of these distances in each direction; the larger of the two counts.",
+    ),
+    Quantity(
+        "folding_percent",
+        "Folding",
+        "%",
+        "lower",
+        4,
+        "The share of the voxels inside the fixed lung mask (without one: inside the fixed labels) where the Jacobian "
+        "determinant det(I + ∇u) is 0 or less: there the field turns tissue inside out.",
+    ),
+    Quantity(
+        "folding_percent_all",
+        "Folding, all",
+        "%",
+        None,
+        4,
+        "The same over all voxels of the field, outside the lungs, too.",
+    ),
+    Quantity(
+        "jacobian_min",
+        "Jacobian min.",
+        "",
+        None,
+        3,
+        "The smallest Jacobian determinant inside the mask (without mask and labels: of the whole image). 1 keeps "
+        "the volume, 0.5 halves it from the fixed to the moving image.",
+    ),
+    Quantity("jacobian_max", "Jacobian max.", "", None, 3, "The largest one."),
+    Quantity(
+        "std_log_jacobian",
+        "SDlogJ",
+        "",
+        "lower",
+        3,
+        "Standard deviation of the logarithm of the Jacobian determinant inside the mask, folded voxels left out: how "
+        "unevenly the field changes volumes.",
+    ),
+)
+"""In the order in which they are shown."""
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """metrics.json. InputError when there is none, or it is something else."""
+    try:
+        metrics = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected a metrics.json") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not valid JSON, expected a metrics.json") from error
+    names = _case_names(metrics)
+    if names is None:
+        raise InputError(f'{path}: has no list "results" of cases, expected what python -m evaluation writes')
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"{path}: has the case {twice[0]} twice, expected every case once")
+    return {**metrics}
+
+
+def _case_names(metrics: Any) -> list[str] | None:
+    """None when it is not what the evaluation writes."""
+    results = metrics.get("results") if isinstance(metrics, dict) else None
+    if not isinstance(results, list):
+        return None
+    names = [result.get("case") if isinstance(result, dict) else None for result in results]
+    return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else None

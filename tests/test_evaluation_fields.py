@@ -1,0 +1,232 @@
+"""Displacement fields in the formats of ITK, grand-challenge, Learn2Reg and EMPIRE10: round trips, bytes, refusals."""
+
+import gzip
+import itertools
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from hypothesis import given, settings
+
+from algorithm.geometry import Grid
+from evaluation.convert import main
+from evaluation.errors import CaseError
+from evaluation.fields import (
+    EMPIRE10,
+    axes_of,
+    read_field,
+    same_grid,
+    write_empire10,
+    write_grand_challenge,
+    write_itk,
+    write_learn2reg,
+)
+from tests.strategies import as_matrix, grids
+
+ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
+OBLIQUE = Grid((11, 9, 10), (1.5, 0.75, 2.5), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
+PROPERTY = settings(deadline=None, max_examples=8)
+
+
+def on_grid(array: np.ndarray, grid: Grid) -> sitk.Image:
+    """(z, y, x) as a scalar image, (z, y, x, 3) as vectors."""
+    image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
+    image.SetSpacing(grid.spacing)
+    image.SetOrigin(grid.origin)
+    image.SetDirection(np.array(grid.direction).ravel())
+    return image
+
+
+def noise(grid: Grid, amplitude_mm: float = 3.0) -> sitk.Image:
+    vectors = np.random.default_rng(0).uniform(-amplitude_mm, amplitude_mm, (*grid.shape, 3))
+    return on_grid(vectors.astype(np.float32), grid)
+
+
+def blank(grid: Grid) -> sitk.Image:
+    return on_grid(np.zeros(grid.shape, np.uint8), grid)
+
+
+def assert_same(a: sitk.Image, b: sitk.Image, atol: float = 1e-5) -> None:
+    assert same_grid(a, b)
+    assert a.GetPixelID() == sitk.sitkVectorFloat32
+    np.testing.assert_allclose(sitk.GetArrayFromImage(a), sitk.GetArrayFromImage(b), atol=atol)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nii", "a.nii.gz", "a.nrrd"])
+def test_itk_formats_are_read_as_they_were_written(tmp_path: Path, name: str) -> None:
+    write_itk(noise(OBLIQUE), tmp_path / name)
+    assert_same(read_field(tmp_path / name), noise(OBLIQUE), atol=1e-6)
+
+
+def test_float64_vectors_become_float32(tmp_path: Path) -> None:
+    write_itk(sitk.Cast(noise(OBLIQUE), sitk.sitkVectorFloat64), tmp_path / "a.mha")
+    assert_same(read_field(tmp_path / "a.mha"), noise(OBLIQUE))
+
+
+def test_the_platforms_layout_has_four_axes(tmp_path: Path) -> None:
+    write_grand_challenge(noise(OBLIQUE), tmp_path / "a.mha")
+    stored = sitk.ReadImage(str(tmp_path / "a.mha"))
+    assert stored.GetSize() == (*OBLIQUE.size, 3)
+    assert stored.GetNumberOfComponentsPerPixel() == 1
+    assert_same(sitk.Compose([stored[:, :, :, c] for c in range(3)]), noise(OBLIQUE))
+    assert_same(read_field(tmp_path / "a.mha"), noise(OBLIQUE))
+
+
+@pytest.mark.parametrize("name", ["disp_0001_0001.nii.gz", "disp_0001_0001.npz", "any.npz"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_learn2reg_round_trip(tmp_path: Path, name: str, channels_first: bool) -> None:
+    write_learn2reg(noise(OBLIQUE), tmp_path / name, channels_first=channels_first)
+    assert_same(read_field(tmp_path / name, blank(OBLIQUE)), noise(OBLIQUE))
+
+
+@PROPERTY
+@given(fixed=grids(), moving=grids())
+def test_learn2reg_round_trip_between_any_two_grids(
+    tmp_path_factory: pytest.TempPathFactory, fixed: Grid, moving: Grid
+) -> None:
+    path = tmp_path_factory.mktemp("field") / "disp.npz"
+    write_learn2reg(noise(fixed), path, blank(moving))
+    field = read_field(path, blank(fixed), blank(moving))
+    assert_same(field, noise(fixed), atol=5e-3)  # float32 voxels over up to 2 m
+
+
+def test_learn2reg_holds_voxels_in_the_order_that_nibabel_reads(tmp_path: Path) -> None:
+    """index_moving = index_fixed + v, from the raw bytes: one voxel up along y, half a voxel down along z."""
+    path = tmp_path / "disp_0001_0001.nii.gz"
+    shift_mm = np.array(OBLIQUE.direction) @ [0.0, 0.75, -1.25]
+    write_learn2reg(on_grid(np.full((*OBLIQUE.shape, 3), shift_mm, np.float32), OBLIQUE), path)
+    data = gzip.decompress(path.read_bytes())
+    assert struct.unpack_from("<5h", data, 40) == (4, *OBLIQUE.size, 3)
+    start = int(struct.unpack_from("<f", data, 108)[0])
+    voxels = np.frombuffer(data, "<f4", offset=start).reshape((*OBLIQUE.size, 3), order="F")
+    np.testing.assert_allclose(voxels, np.broadcast_to([0.0, 1.0, -0.5], voxels.shape), atol=1e-5)
+
+
+def test_learn2reg_between_grids_is_the_moving_index(tmp_path: Path) -> None:
+    """What a Learn2Reg evaluation does, index + v in the moving image, is ITK's transform of the same point."""
+    moving = Grid((8, 12, 9), (1.25, 1.0, 2.0), (-110.0, 30.0, 405.0))
+    write_learn2reg(noise(OBLIQUE), tmp_path / "disp.npz", blank(moving))
+    with np.load(tmp_path / "disp.npz") as arrays:
+        voxels = arrays["arr_0"]
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(noise(OBLIQUE), sitk.sitkVectorFloat64))
+    for index in [(0, 0, 0), (3, 7, 2), (10, 8, 9)]:
+        point = transform.TransformPoint(blank(OBLIQUE).TransformIndexToPhysicalPoint(index))
+        expected = blank(moving).TransformPhysicalPointToContinuousIndex(point)
+        np.testing.assert_allclose(np.array(index) + voxels[index], expected, atol=1e-4)
+
+
+def test_empire10_round_trip(tmp_path: Path) -> None:
+    write_empire10(noise(OBLIQUE), tmp_path / "01")
+    assert_same(read_field(tmp_path / "01", blank(OBLIQUE)), noise(OBLIQUE))
+    assert_same(read_field(tmp_path / "01" / "defX.mhd", blank(OBLIQUE)), noise(OBLIQUE))
+
+
+def test_empire10_is_mm_along_the_axes_of_the_image(tmp_path: Path) -> None:
+    along_y = np.array(OBLIQUE.direction) @ [0.0, 7.0, 0.0]
+    write_empire10(on_grid(np.full((*OBLIQUE.shape, 3), along_y, np.float32), OBLIQUE), tmp_path)
+    for name, expected in zip(EMPIRE10, (0.0, 7.0, 0.0), strict=True):
+        image = sitk.ReadImage(str(tmp_path / name))
+        assert image.GetOrigin() == (0, 0, 0)
+        assert image.GetDirection() == tuple(np.eye(3).ravel())
+        assert image.GetSpacing() == OBLIQUE.spacing
+        np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected, atol=1e-5)
+
+
+# --- what must fail --------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, words: str, fixed: sitk.Image | None = None) -> None:
+    with pytest.raises(CaseError, match=words) as caught:
+        read_field(path, fixed)
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e4])
+def test_values_that_are_no_displacement(tmp_path: Path, value: float) -> None:
+    vectors = sitk.GetArrayFromImage(noise(OBLIQUE))
+    vectors[9, 3, 2, 1] = value
+    write_itk(on_grid(vectors, OBLIQUE), tmp_path / "a.mha")
+    refused(tmp_path / "a.mha", "finite")
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nii", "a.nii.gz", "a.nrrd", "disp.npz", "disp_1_1.nii.gz"])
+def test_a_file_cut_short(tmp_path: Path, name: str) -> None:
+    write = write_learn2reg if name.startswith("disp") else write_itk
+    write(noise(OBLIQUE), tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
+    refused(tmp_path / name, "cannot be read|cut short", blank(OBLIQUE))
+
+
+def test_no_file_and_no_field(tmp_path: Path) -> None:
+    refused(tmp_path / "a.mha", "cannot be read")
+    sitk.WriteImage(blank(OBLIQUE), str(tmp_path / "scan.mha"))
+    refused(tmp_path / "scan.mha", "3-D with 3 components")
+    refused(tmp_path / "a.txt", "no known kind")
+    (tmp_path / "text.mha").write_text("text")
+    refused(tmp_path / "text.mha", "cannot be read")
+
+
+def test_learn2reg_fields_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "disp_1_1.npz"
+    write_learn2reg(noise(OBLIQUE), path)
+    refused(path, "expected an image on the fixed grid")
+    refused(path, "a vector for each voxel", blank(Grid((5, 5, 5))))
+    np.savez(path, np.array(["a"], dtype=object))
+    refused(path, "no array of numbers", blank(OBLIQUE))
+    np.savez(path, np.zeros(1), np.zeros(1))
+    refused(path, "expected one", blank(OBLIQUE))
+
+
+def test_empire10_fields_that_do_not_fit(tmp_path: Path) -> None:
+    folder = tmp_path / "01"
+    write_empire10(noise(OBLIQUE), folder)
+    refused(folder, "expected", blank(Grid((5, 5, 5))))
+    (folder / "defZ.mhd").unlink()
+    refused(folder, "has no defZ.mhd")
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_convert_there_and_back(tmp_path: Path) -> None:
+    fixed = tmp_path / "fixed.mha"
+    sitk.WriteImage(blank(OBLIQUE), str(fixed))
+    names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd"]
+    write_itk(noise(OBLIQUE), tmp_path / names[0])
+    for source, target in itertools.pairwise(names):
+        extra = ["--to", "grand-challenge"] if target == "four/b.mha" else []
+        assert main([str(tmp_path / source), str(tmp_path / target), "--fixed", str(fixed), *extra]) == 0
+    assert_same(read_field(tmp_path / names[-1]), noise(OBLIQUE))
+    assert sitk.ReadImage(str(tmp_path / "four" / "b.mha")).GetDimension() == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.mha", "b.mha"], "missing.mha: cannot be read"),
+        (["a.mha", "b.txt"], "b.txt: is no name for itk"),
+        (["a.mha", "b.mha", "--to", "empire10"], "b.mha: is no name for empire10"),
+        (["a.mha", "b.mha", "--fixed", "missing.mha"], "missing.mha: cannot be read"),
+    ],
+)
+def test_convert_refuses_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_itk(noise(OBLIQUE), tmp_path / "a.mha")
+    assert main(arguments) == 2
+    assert re.search(words, capfd.readouterr().err.strip().splitlines()[-1])
+    assert not (tmp_path / "b.mha").exists()
+
+
+def test_same_grid_sees_a_tenth_of_a_voxel() -> None:
+    assert same_grid(blank(OBLIQUE), blank(OBLIQUE))
+    moved = blank(OBLIQUE)
+    moved.SetOrigin(np.array(OBLIQUE.origin) + axes_of(moved) @ [0.1, 0, 0])
+    assert not same_grid(blank(OBLIQUE), moved)
+    assert not same_grid(blank(OBLIQUE), blank(OBLIQUE)[:-1])
