@@ -53,7 +53,6 @@ def of_simulated(cascade: Cascade, scans: list[TrainingScan], style: BreathingSe
     }
 
 
-@torch.no_grad()
 def of_phantom(cascade: Cascade, number: int) -> Measured:
     """One phantom pair, with its lobes' landmarks, pre-aligned as the algorithm does it."""
     settings = PhantomSettings(seed=100 + number, fixed_phase="inhale" if number % 2 else "exhale")
@@ -61,7 +60,8 @@ def of_phantom(cascade: Cascade, number: int) -> Measured:
     fixed_image = Image(phantom.fixed, phantom.fixed_grid, Path("phantom fixed"))
     moving_image = Image(phantom.moving, phantom.moving_grid, Path("phantom moving"))
     pair = prepare(subject(fixed_image, None), subject(moving_image, None), cascade.settings.network_size)
-    displacement, grid = cascade(pair.fixed, pair.grid, pair.moving, pair.moving_grid)
+    with torch.no_grad():  # the pre-alignment needs gradients
+        displacement, grid = cascade(pair.fixed, pair.grid, pair.moving, pair.moving_grid)
     fixed = torch.from_numpy(phantom.fixed_landmarks_mm)
     moving = torch.from_numpy(phantom.moving_landmarks_mm)
     ends = fixed, fixed + displacement_at(fixed, displacement, grid)
@@ -90,12 +90,14 @@ def main() -> None:
     trained, kept_out = (
         [load_scan(path) for path in sorted(folder.glob("*.npz"))] for folder in (arguments.train, arguments.kept_out)
     )
-    rows = [
-        row(name, partial(of_simulated, cascade, trained, style), arguments.pairs) for name, style in STYLES.items()
-    ]
-    rows.append(row("scans kept out", partial(of_simulated, cascade, kept_out, BreathingSettings()), arguments.pairs))
-    rows.append(row("phantoms", partial(of_phantom, cascade), arguments.pairs))
-    print(pd.DataFrame(rows).set_index("kind").to_string(float_format=lambda value: f"{value:.4g}"))
+    kinds: dict[str, Callable[[int], Measured]] = {
+        **{name: partial(of_simulated, cascade, trained, style) for name, style in STYLES.items()},
+        "scans kept out": partial(of_simulated, cascade, kept_out, BreathingSettings()),
+        "phantoms": partial(of_phantom, cascade),
+    }
+    for name, measure in kinds.items():
+        rows = pd.DataFrame([row(name, measure, arguments.pairs)]).set_index("kind")
+        print(rows.to_string(float_format=lambda value: f"{value:.4g}"), flush=True)
 
 
 if __name__ == "__main__":

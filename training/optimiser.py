@@ -1,4 +1,4 @@
-"""Muon for the convolutions, Adam for the rest: learns about twice as much per step as Adam alone here.
+"""Muon for the convolutions, Adam for the rest: it learns faster here than Adam alone.
 
 Muon (Jordan et al. 2024) replaces the momentum of a weight matrix by the nearest orthogonal matrix; the kernels of a
 convolution are such a matrix, output channels × (input channels · taps). Norms, biases and the last layer keep Adam.
