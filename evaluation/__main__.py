@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.cases import Case, find_cases
-from evaluation.errors import InputError
+from evaluation.errors import InputError, exit_code
 from evaluation.evaluate import evaluate
 from evaluation.tables import prepare_folder
 
@@ -67,15 +67,7 @@ def _positive(text: str) -> int:
 def main() -> int:
     """Runs the command line; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    try:
-        run(parse())
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (OSError, MemoryError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(parse()))
 
 
 if __name__ == "__main__":

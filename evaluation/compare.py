@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import stats
 
-from evaluation.errors import InputError
+from evaluation.errors import InputError, exit_code
 from evaluation.quantities import QUANTITIES, Quantity, read_metrics
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -294,15 +294,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
-    try:
-        run(parse(arguments))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.cases import Case, find_cases
-from evaluation.errors import CaseError, InputError
+from evaluation.errors import CaseError, exit_code
 from evaluation.fields import read_field
 from evaluation.ground_truth import read_ground_truth
 from evaluation.page import page
@@ -279,22 +279,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def run(options: argparse.Namespace) -> None:
+    """The page of an evaluation that was done before."""
+    metrics = read_metrics(options.output / "metrics.json")
+    file = options.output / "landmarks.csv"
+    landmarks = pd.read_csv(file) if file.exists() else pd.DataFrame()
+    write_page(metrics, landmarks, find_cases(options.input, options.ground_truth), options.output, options.images)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    options = parse(arguments)
-    try:
-        metrics = read_metrics(options.output / "metrics.json")
-        file = options.output / "landmarks.csv"
-        landmarks = pd.read_csv(file) if file.exists() else pd.DataFrame()
-        write_page(metrics, landmarks, find_cases(options.input, options.ground_truth), options.output, options.images)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":
