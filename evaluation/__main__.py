@@ -20,16 +20,18 @@ def run(options: argparse.Namespace) -> None:
     prepare_folder(options.output)
     metrics, landmarks = evaluate(cases, options.output, options.workers)
     if options.report:
-        write_report(metrics, landmarks, cases, options.output)
+        write_report(metrics, landmarks, cases, options.output, options.images)
     conclude(metrics)
 
 
-def write_report(metrics: dict[str, Any], landmarks: Any, cases: list[Case], out: Path) -> None:
+def write_report(
+    metrics: dict[str, Any], landmarks: Any, cases: list[Case], out: Path, images: Path | None = None
+) -> None:
     """The page; a fault in a picture does not take the figures with it."""
     try:
         from evaluation.report import write_page  # here, or each worker would wait for matplotlib
 
-        write_page(metrics, landmarks, cases, out)
+        write_page(metrics, landmarks, cases, out, images)
     except Exception as error:
         log.exception("report.html")
         print(f"report.html could not be made ({type(error).__name__}); the figures are complete.", file=sys.stderr)
@@ -54,6 +56,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ground-truth", type=Path, default=truth, help=f"a folder per case (default: {truth})")
     parser.add_argument("--output", type=Path, default=Path("/output"), help="folder for the results")
     parser.add_argument("--workers", type=_positive, help="cases at a time (default: as cores and memory allow)")
+    parser.add_argument("--images", type=Path, help="folder with <case>/fixed.mha and moving.mha, for the pictures")
     parser.add_argument("--no-report", dest="report", action="store_false", help="no report.html")
     return parser.parse_args(arguments)
 

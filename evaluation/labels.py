@@ -2,6 +2,7 @@
 
 import numpy as np
 import SimpleITK as sitk
+from grand_challenge_metrics.stats import calculate_confusion_matrix  # evalutils
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
 from evaluation.errors import CaseError
@@ -63,6 +64,6 @@ def _nearest(
 
 def dice(fixed: Labels, warped: Labels, label: int) -> float | None:
     """2 |X ∩ Y| / (|X| + |Y|) for the voxels of one label; 0 where only one of the two has any, None where neither."""
-    of_fixed, of_warped = fixed == label, warped == label
-    total = int(np.count_nonzero(of_fixed)) + int(np.count_nonzero(of_warped))
-    return 2 * int(np.count_nonzero(of_fixed & of_warped)) / total if total else None
+    counts = calculate_confusion_matrix(fixed == label, warped == label, [0, 1])  # its Dice would be of float32
+    total = int(counts[1].sum() + counts[:, 1].sum())
+    return 2 * int(counts[1, 1]) / total if total else None

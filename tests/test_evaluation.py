@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import SimpleITK as sitk
-from grand_challenge_metrics.stats import calculate_confusion_matrix, dice_from_confusion_matrix
 
 from evaluation.__main__ import main, write_report
 from evaluation.cases import FOLDER, Case, find_cases
@@ -267,14 +266,14 @@ def test_the_entry_has_every_key_of_the_schema(folders: Path) -> None:
     assert all(set(failed[name]) == set(SUMMARY) for name in TRE)
 
 
-def test_dice_agrees_with_evalutils(folders: Path) -> None:
+def test_dice_by_hand(folders: Path) -> None:
     """The warp of case_2 by hand: the true labels, one column of voxels aside."""
     result, _ = evaluate_case(case_in(folders, "case_2"))
     fixed = sitk.GetArrayFromImage(labels(0))
     warped = np.roll(fixed, -1, axis=2)
-    confusion = calculate_confusion_matrix(fixed.ravel(), warped.ravel(), [0, 1, 5])
-    for label, expected in zip((1, 5), dice_from_confusion_matrix(confusion)[1:], strict=True):
-        assert result["dice"][str(label)] == pytest.approx(expected)
+    for label in (1, 5):
+        a, b = fixed == label, warped == label
+        assert result["dice"][str(label)] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()))
 
 
 def test_without_landmarks_there_are_labels(folders: Path) -> None:
