@@ -9,7 +9,7 @@ from typing import Any
 from evaluation.cases import Case, find_cases
 from evaluation.errors import InputError, exit_code
 from evaluation.evaluate import evaluate
-from evaluation.tables import prepare_folder
+from evaluation.tables import RESULTS, prepare_folder
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 def run(options: argparse.Namespace) -> None:
     """All cases, from files to files."""
     cases = find_cases(options.input, options.ground_truth)
-    prepare_folder(options.output)
+    prepare_folder(options.output, RESULTS)
     metrics, landmarks = evaluate(cases, options.output, options.workers)
     if options.report:
         write_report(metrics, landmarks, cases, options.output, options.images)

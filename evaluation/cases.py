@@ -5,17 +5,22 @@ Every folder in the ground truth is a case, named as the folder. `ground_truth.p
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from evaluation.errors import CaseError, InputError
+from evaluation.errors import CaseError, InputError, printable
+from evaluation.fields import EMPIRE10
+from evaluation.images import ENDINGS as IMAGES
+from evaluation.images import is_there
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd", ".npz")
+ENDINGS = (*IMAGES, ".npz")
 """Of the files that can hold a displacement field."""
+SYSTEM = ("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+"""Folders that nobody made, and that are no cases."""
 SOCKET = "displacement-field"
 """The platform's name for the algorithm's output."""
 FOLDER = f"images/{SOCKET}"
@@ -58,29 +63,38 @@ def find_cases(predictions: Path, ground_truth: Path) -> list[Case]:
     Learn2Reg's ``disp_<case>.nii.gz`` or ``.npz``, or EMPIRE10's ``<case>/defX.mhd``.
     InputError when there are no cases, or when nothing belongs to any of them.
     """
-    if not predictions.is_dir():
-        raise InputError(f"{predictions}: there is no such folder, expected one with displacement fields")
     folders = _case_folders(ground_truth)
-    fields = _fields_of_jobs if (predictions / "predictions.json").exists() else _fields_in_folders
-    cases = [_case(folder, field) for folder, field in zip(folders, fields(predictions, folders), strict=True)]
-    log.info("%d cases in %s", len(cases), ground_truth)
+    try:
+        if not predictions.is_dir():
+            raise InputError(f"{predictions}: there is no such folder, expected one with displacement fields")
+        of_jobs = is_there(predictions / "predictions.json")
+        fields = (_fields_of_jobs if of_jobs else _fields_in_folders)(predictions, folders)
+    except OSError as error:
+        raise InputError(f"{predictions}: cannot be listed ({error.strerror}), expected displacement fields") from error
+    cases = [_case(folder, field) for folder, field in zip(folders, fields, strict=True)]
+    log.info("%d cases in %s", len(cases), printable(str(ground_truth)))
     return cases
 
 
 def _case(folder: Path, field: Path | CaseError) -> Case:
+    name = printable(folder.name)
     if isinstance(field, CaseError):
-        return Case(folder.name, None, folder, str(field))
-    return Case(folder.name, field, folder)
+        return Case(name, None, folder, printable(str(field)))
+    return Case(name, field, folder)
 
 
 def _case_folders(ground_truth: Path) -> list[Path]:
     try:
-        folders = sorted(p for p in ground_truth.iterdir() if p.is_dir() and not p.name.startswith("."))
+        folders = sorted(p for p in ground_truth.iterdir() if p.is_dir())
     except OSError as error:
         raise InputError(f"{ground_truth}: cannot be listed ({error.strerror}), expected a folder per case") from error
-    if not folders:
+    left_out = [folder for folder in folders if folder.name.startswith(".") or folder.name in SYSTEM]
+    if left_out:
+        log.info("no cases: %s", _listing(folder.name for folder in left_out))
+    cases = [folder for folder in folders if folder not in left_out]
+    if not cases:
         raise InputError(f"{ground_truth}: holds no folders, expected one per case")
-    return folders
+    return cases
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -98,9 +112,10 @@ def _stem(name: str) -> str:
     return name[: len(name) - len(_ending(name))]
 
 
-def _only(candidates: Iterable[Path], place: str) -> Path | CaseError:
+def _only(found: list[Path] | CaseError, place: str) -> Path | CaseError:
     """The one field, or what is wrong with their number."""
-    found = list(candidates)
+    if isinstance(found, CaseError):
+        return found
     if len(found) == 1:
         return found[0]
     names = ", ".join(p.name for p in found) or "no displacement field"
@@ -115,7 +130,7 @@ def _fields_in_folders(root: Path, folders: list[Path]) -> list[Path | CaseError
     for path in images_in(root):
         files.setdefault(_stem(path.name).removeprefix("disp_"), []).append(path)
     names = {folder.name for folder in folders}
-    candidates = {name: [*files.get(name, []), *_fields_in(root / name)] for name in names}
+    candidates = {name: _fields_in(root / name, files.get(name, [])) for name in names}
     if not any(candidates.values()):
         raise InputError(
             f"{root}: found no displacement field for {_listing(names)}, expected predictions.json, "
@@ -128,13 +143,21 @@ def _fields_in_folders(root: Path, folders: list[Path]) -> list[Path | CaseError
     return [_only(candidates[folder.name], f"{root.name}/{folder.name}") for folder in folders]
 
 
-def _fields_in(folder: Path) -> list[Path]:
-    empire10 = [folder] if (folder / "defX.mhd").is_file() else []
-    return [*images_in(folder / FOLDER), *empire10]
+def _fields_in(folder: Path, beside: Sequence[Path] = ()) -> list[Path] | CaseError:
+    """What is in a case's folder, and ``beside`` it."""
+    try:
+        empire10 = [folder] if (folder / EMPIRE10[0]).is_file() else []
+        return [*beside, *images_in(folder / FOLDER), *empire10]
+    except OSError as error:
+        return _unlisted(folder.name, error)
+
+
+def _unlisted(place: str, error: OSError) -> CaseError:
+    return CaseError(f"{place[:100]}: cannot be listed ({error.strerror}), expected one displacement field in it")
 
 
 def _listing(names: Iterable[str], limit: int = 8) -> str:
-    ordered = sorted(names)
+    ordered = sorted(map(printable, names))
     more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
     return ", ".join(ordered[:limit]) + more or "nothing"
 
@@ -146,6 +169,7 @@ def _fields_of_jobs(root: Path, folders: list[Path]) -> list[Path | CaseError]:
     file = root / "predictions.json"
     jobs_of: dict[str, list[Job]] = {folder.name: [] for folder in folders}
     images = {folder.name: _expected_images(folder) for folder in folders}
+    bad = {name: of for name, of in images.items() if isinstance(of, CaseError)}
     unmatched = []
     for job in _read_jobs(file):
         matches = [name for name in jobs_of if _belongs(job, name, images[name])]
@@ -155,11 +179,11 @@ def _fields_of_jobs(root: Path, folders: list[Path]) -> list[Path | CaseError]:
             jobs_of[matches[0]].append(job)
         else:
             unmatched.append(f"{job.pk} ({', '.join(job.images.values()) or 'no images'})")
-    if not any(jobs_of.values()):
+    if not any(jobs_of.values()) and not bad:
         raise InputError(f"{file}: has the jobs {_listing(unmatched)}, expected some of the cases {_listing(jobs_of)}")
     if unmatched:
         log.warning("no ground truth for the jobs %s", _listing(unmatched))
-    return [_field_of_job(root, jobs_of[folder.name]) for folder in folders]
+    return [bad.get(folder.name) or _field_of_job(root, jobs_of[folder.name]) for folder in folders]
 
 
 def _field_of_job(root: Path, jobs: list[Job]) -> Path | CaseError:
@@ -169,22 +193,30 @@ def _field_of_job(root: Path, jobs: list[Job]) -> Path | CaseError:
     if not job.succeeded:
         return CaseError(f"the algorithm's job has the status {job.status!r}, expected 'Succeeded'")
     place = f"{job.pk}/output/{job.folder}"
-    return _only(images_in(root / place), place)
+    try:
+        return _only(images_in(root / place), place)
+    except OSError as error:
+        return _unlisted(place, error)
 
 
-def _expected_images(folder: Path) -> dict[str, str] | None:
+def _expected_images(folder: Path) -> dict[str, str] | CaseError | None:
     """The names in case.json without their endings, by socket; None when there is no such file."""
     file = folder / "case.json"
-    if not file.exists():
-        return None
-    content = _read_json(file)
+    try:
+        if not is_there(file):
+            return None
+        content = _read_json(file)
+    except (OSError, InputError) as error:
+        return CaseError(str(error))
     names = {"fixed": "fixed-image", "moving": "moving-image"}
     if not isinstance(content, dict) or not content or not all(isinstance(v, str) for v in content.values()):
-        raise InputError(f'{file}: expected image names, as in {{"fixed": "a.mha", "moving": "b.mha"}}')
+        return CaseError(f'{file}: expected image names, as in {{"fixed": "a.mha", "moving": "b.mha"}}')
     return {str(names.get(key, key)): _stem(name) for key, name in content.items()}
 
 
-def _belongs(job: Job, case: str, expected: dict[str, str] | None) -> bool:
+def _belongs(job: Job, case: str, expected: dict[str, str] | CaseError | None) -> bool:
+    if isinstance(expected, CaseError):
+        return False
     if expected is not None:
         return all(job.images.get(socket) == name for socket, name in expected.items())
     fixed = job.images.get("fixed-image")
@@ -200,8 +232,9 @@ def _read_jobs(file: Path) -> list[Job]:
 
 def _job(file: Path, number: int, entry: Any) -> Job:
     """One entry; InputError that says what it lacks."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("inputs"), list):
-        raise InputError(f"{file}: entry {number} is no job with a pk and a list of inputs")
+    lists = [entry.get("inputs"), entry.get("outputs") or []] if isinstance(entry, dict) else [None]
+    if not all(isinstance(part, list) for part in lists):
+        raise InputError(f"{file}: entry {number} is no job with a pk and lists of inputs and outputs")
     pk, status = str(entry.get("pk", "")), entry.get("status", "Succeeded")
     images = {
         _socket(item).get("slug", ""): _stem(item["image"]["name"])

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
-from evaluation.errors import InputError, exit_code
-from evaluation.quantities import QUANTITIES, Quantity, read_metrics
+from evaluation.errors import InputError, exit_code, printable
+from evaluation.quantities import QUANTITIES, Quantity, read_metrics, worst30
+from evaluation.tables import all_or_nothing, prepare_file, prepare_folder, read_landmark_errors, write_text
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Of significance, as in the paper."""
-WORST = 0.3
-"""The paper's Dice30: the share of the cases that it averages."""
+MOST_EXACT = 500
+"""Cases; with more, exactness takes seconds and changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ def paired_test(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"],
     """Wilcoxon's signed-rank test over n ≥ 1 cases, in both directions.
 
     Differences that only rounding makes (below 1e-9) are zero. Cases without a difference are left out of the ranks
-    (Wilcoxon 1945). p is exact up to 50 cases, or up to 13 when differences are tied; from there on asymptotic.
+    (Wilcoxon 1945), ties have their mean rank. p is exact, also with ties, up to `MOST_EXACT` cases that differ; from
+    there on asymptotic.
     """
     if not len(first):
         raise ValueError("no cases to test, expected at least one")
@@ -60,9 +61,27 @@ def paired_test(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"],
     if not len(gains):
         return PairedTest(len(first), median, 0.0, 1.0, 1.0, 1.0)
     ranks = stats.rankdata(np.abs(gains))
-    p_first, p_second = (float(stats.wilcoxon(gains, alternative=a).pvalue) for a in ("greater", "less"))
+    if len(gains) <= MOST_EXACT:
+        p_first, p_second = _exact_p(ranks, gains > 0)
+    else:
+        p_first, p_second = (float(stats.wilcoxon(gains, alternative=a).pvalue) for a in ("greater", "less"))
     effect = float((ranks * np.sign(gains)).sum() / ranks.sum())
     return PairedTest(len(first), median, effect, p_first, p_second, 0.5 ** len(gains))
+
+
+def _exact_p(ranks: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> tuple[float, float]:
+    """P(W₊ ≥ the one seen) and P(W₊ ≤ it) when every rank counts or not by the toss of a coin.
+
+    Rank by rank, the chance of every sum so far; in half ranks, as mean ranks of ties may be.
+    """
+    halves = np.rint(2 * ranks).astype(int)
+    chance = np.zeros(halves.sum() + 1)
+    chance[0] = 1
+    for half in halves:
+        chance[half:] += chance[:-half].copy()
+        chance /= 2
+    seen = halves[positive].sum()
+    return float(chance[seen:].sum()), float(chance[: seen + 1].sum())
 
 
 def stars(p: float) -> str:
@@ -157,10 +176,9 @@ def _cells(row: Row, tests: int) -> list[str]:
 
 def _dice30(row: Row) -> list[str]:
     """The mean over the 30 % worst cases of each; not the same cases, so there is nothing to pair."""
-    number = max(1, -(-3 * len(row.first) // 10))
-    worst = [np.sort(values)[:number] for values in (row.first, row.second)]
+    worst = [worst30(values, low_is_bad=True) for values in (row.first, row.second)]
     means = [f"{v.mean():.{row.quantity.digits}f} ± {v.std():.{row.quantity.digits}f}" for v in worst]
-    return ["Dice30", "higher", str(number), *means, *["–"] * 4]
+    return ["Dice30", "higher", str(len(worst[0])), *means, *["–"] * 4]
 
 
 def _p(p: float) -> str:
@@ -223,42 +241,33 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Eval
     if names is not None and len(names) != len(paths):
         raise InputError(f"{len(names)} names for {len(paths)} evaluations, expected one for each")
     given = list(names) if names is not None else [path.resolve().parent.name or path.stem for path in paths]
+    given = [printable(name) for name in given]
     if len(set(given)) < len(given):
         given = [f"{name} ({number})" for number, name in enumerate(given, start=1)]
     tables = [{r["case"]: r for r in read_metrics(path)["results"]} for path in paths]
     return [Evaluation(name, results) for name, results in zip(given, tables, strict=True)]
 
 
-def landmark_errors_mm(paths: Sequence[Path], evaluations: Sequence[Evaluation]) -> dict[str, np.ndarray]:
-    """TRE of all landmarks (mm) by evaluation, from the landmarks.csv beside each metrics.json; and before."""
-    errors: dict[str, np.ndarray] = {}
-    before: np.ndarray = np.empty(0)
-    for path, evaluation in zip(paths, evaluations, strict=True):
-        file = path.parent / "landmarks.csv"
-        table = pd.read_csv(file) if file.exists() else pd.DataFrame()
-        if len(table) and {"tre_mm", "tre_initial_mm"} <= set(table.columns):
-            errors[evaluation.name] = table["tre_mm"].to_numpy(float)
-            before = before if len(before) > len(table) else table["tre_initial_mm"].to_numpy(float)
-    return errors | {"before": before} if errors else {}
+def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], folder: Path) -> None:
+    """tre.png (Fig. 7 of the paper) and dice.png, asd_mm.png, hd_mm.png (Fig. 5), where there is something to draw.
 
-
-def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], folder: Path) -> list[Path]:
-    """tre.png (Fig. 7 of the paper) and dice.png, asd_mm.png, hd_mm.png (Fig. 5), where there is something to draw."""
+    Of the cases that worked in all evaluations; landmarks are in the landmarks.csv beside each metrics.json.
+    """
     from evaluation.pictures import box_plots, cumulative_errors, values_by_label
 
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    errors = landmark_errors_mm(paths, evaluations)
-    if errors:
-        written.append(folder / "tre.png")
-        cumulative_errors(errors).savefig(written[-1], dpi=150)
-    for key in ("dice", "asd_mm", "hd_mm"):
-        groups = {e.name: values_by_label(list(e.results.values()), key) for e in evaluations}
-        if any(groups.values()):
-            written.append(folder / f"{key}.png")
-            title = next(q.title for q in QUANTITIES if q.key == key)
-            box_plots(groups, title).savefig(written[-1], dpi=150)
-    return written
+    cases = set.intersection(*(e.results.keys() - e.failed for e in evaluations))
+    tables = [read_landmark_errors(path.parent / "landmarks.csv") for path in paths]
+    tables = [table[table["case"].isin(cases)] for table in tables]
+    errors_mm = {e.name: t["tre_mm"].to_numpy(float) for e, t in zip(evaluations, tables, strict=True) if len(t)}
+    with all_or_nothing(folder) as partial:
+        if errors_mm:
+            before_mm = max(tables, key=len)["tre_initial_mm"].to_numpy(float)
+            cumulative_errors(errors_mm, before_mm).savefig(partial / "tre.png", dpi=150)
+        for key in ("dice", "asd_mm", "hd_mm"):
+            groups = {e.name: values_by_label([e.results[case] for case in cases], key) for e in evaluations}
+            if any(groups.values()):
+                title = next(q.title for q in QUANTITIES if q.key == key)
+                box_plots(groups, title).savefig(partial / f"{key}.png", dpi=150)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -284,11 +293,12 @@ def run(options: argparse.Namespace) -> None:
     first, *others = evaluations = load(options.metrics, options.names)
     text = markdown([compare(first, other) for other in others])
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text, encoding="utf-8")
+        prepare_file(options.out)
+        write_text(options.out, text)
     else:
-        sys.stdout.write(text)
+        sys.stdout.write(printable(text))
     if options.pictures:
+        prepare_folder(options.pictures)
         write_pictures(options.metrics, evaluations, options.pictures)
 
 

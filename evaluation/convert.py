@@ -10,9 +10,8 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from evaluation.errors import CaseError, InputError
+from evaluation.errors import InputError, exit_code, printable
 from evaluation.fields import (
-    ENDINGS,
     is_learn2reg,
     read_field,
     write_empire10,
@@ -20,22 +19,15 @@ from evaluation.fields import (
     write_itk,
     write_learn2reg,
 )
+from evaluation.images import ENDINGS, Grid, read_grid
+from evaluation.tables import all_or_nothing, prepare_file, prepare_folder
 
 FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 done; 2 bad input or arguments, 1 a fault, with a sentence on stderr."""
-    options = _parser().parse_args(arguments)
-    try:
-        convert(options)
-    except (CaseError, InputError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (OSError, MemoryError, RuntimeError) as error:
-        print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
+    """Runs the command line; the exit code."""
+    return exit_code(lambda: convert(_parser().parse_args(arguments)))
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -43,17 +35,28 @@ def convert(options: argparse.Namespace) -> None:
     out: Path = options.out
     kind = options.to or _kind(out)
     _check_name(out, kind)
-    fixed, moving = (_grid(path) for path in (options.fixed, options.moving))
+    fixed, moving = (None if path is None else read_grid(path) for path in (options.fixed, options.moving))
     field = read_field(options.field, fixed, moving)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if kind == "learn2reg":
-        write_learn2reg(field, out, moving, options.channels_first)
-    elif kind == "empire10":
-        write_empire10(field, out)
-    elif kind == "grand-challenge":
-        write_grand_challenge(field, out)
+    if kind == "empire10":
+        prepare_folder(out)
     else:
-        write_itk(field, out)
+        prepare_file(out)
+    with all_or_nothing(out if kind == "empire10" else out.parent) as partial:
+        try:
+            _write(field, kind, partial / out.name, moving, options.channels_first)
+        except RuntimeError as error:  # SimpleITK
+            raise OSError(f"{out}: cannot be written ({error})") from error
+
+
+def _write(field: sitk.Image, kind: str, path: Path, moving: Grid | None, channels_first: bool) -> None:
+    if kind == "learn2reg":
+        write_learn2reg(field, path, moving, channels_first)
+    elif kind == "empire10":
+        write_empire10(field, path.parent)
+    elif kind == "grand-challenge":
+        write_grand_challenge(field, path)
+    else:
+        write_itk(field, path)
 
 
 def _kind(out: Path) -> str:
@@ -63,6 +66,8 @@ def _kind(out: Path) -> str:
 
 
 def _check_name(out: Path, kind: str) -> None:
+    if printable(str(out)) != str(out):
+        raise InputError(f"{out}: is not in UTF-8, expected a name that is")
     if kind == "empire10":
         if out.suffix in (".npz", ".gz", *ENDINGS):
             raise InputError(f"{out.name}: is no name for empire10, expected that of a folder")
@@ -70,18 +75,6 @@ def _check_name(out: Path, kind: str) -> None:
     endings = {"itk": ENDINGS, "grand-challenge": (".mha", ".mhd"), "learn2reg": (".nii.gz", ".npz")}[kind]
     if not out.name.endswith(endings):
         raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(endings)}")
-
-
-def _grid(path: Path | None) -> sitk.Image | None:
-    if path is None:
-        return None
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be read, expected an image") from error
-    if image.GetDimension() != 3:
-        raise InputError(f"{path}: has {image.GetDimension()} axes, expected a 3-D image")
-    return image
 
 
 def _parser() -> argparse.ArgumentParser:

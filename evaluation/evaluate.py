@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -13,12 +14,14 @@ import SimpleITK as sitk
 from jaxtyping import Float
 
 from evaluation.cases import Case, images_in
-from evaluation.errors import CaseError
-from evaluation.fields import read_field
+from evaluation.errors import CaseError, printable
+from evaluation.fields import EMPIRE10, axes_of, npz_header, read_field
 from evaluation.ground_truth import GroundTruth, labels_in, mask_on, read_ground_truth
+from evaluation.images import open_image
 from evaluation.jacobian import jacobian_statistics
 from evaluation.labels import dice, warp_labels
 from evaluation.landmarks import landmark_errors
+from evaluation.quantities import QUANTITIES, worst30
 from evaluation.surfaces import surface_distances
 from evaluation.tables import cases_table, write_csv, write_json
 from evaluation.workers import each, workers_for
@@ -56,10 +59,7 @@ def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
     in one of the images or after the warp, all is None but ``error``: a case counts in full, or it counts as failed.
     """
     try:
-        if case.error or case.field is None:
-            raise CaseError(case.error or "there is no displacement field")
-        truth = read_ground_truth(case.ground_truth)
-        field = read_field(case.field, truth.grid, truth.moving_labels)
+        truth, field = read_case(case)
         landmarks = _landmark_table(case.name, field, truth)
         result: Result = {"case": case.name}
         result |= {name: _summary(landmarks[name].to_numpy(float)) for name in TRE}
@@ -68,7 +68,18 @@ def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
         _check_finite(result)
         return {**result, "error": None}, landmarks
     except CaseError as error:
-        return failed_result(case.name, str(error)), _no_landmarks()
+        return failed_result(case.name, printable(str(error))), _no_landmarks()
+
+
+def read_case(case: Case) -> tuple[GroundTruth, sitk.Image]:
+    """The ground truth and the field (mm, LPS). CaseError when anything of them is missing or broken."""
+    if case.error or case.field is None:
+        raise CaseError(case.error or "there is no displacement field")
+    try:
+        truth = read_ground_truth(case.ground_truth)
+        return truth, read_field(case.field, truth.fixed_grid, truth.moving_grid)
+    except OSError as error:
+        raise CaseError(f"{error.filename or case.name}: cannot be read ({error.strerror})") from error
 
 
 def failed_result(case: str, error: str) -> Result:
@@ -86,7 +97,7 @@ def _landmark_table(case: str, field: sitk.Image, truth: GroundTruth) -> pd.Data
     fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
     if fixed_mm is None or moving_mm is None:
         return _no_landmarks()
-    errors = landmark_errors(field, fixed_mm, moving_mm)
+    errors = landmark_errors(field, fixed_mm, moving_mm, truth.moving_grid)
     numbers = np.arange(1, len(fixed_mm) + 1)
     errors_mm = (errors.trilinear_mm, errors.snapped_mm, errors.initial_mm)
     columns = ([case] * len(fixed_mm), numbers, *fixed_mm.T, *moving_mm.T, *errors_mm)
@@ -105,7 +116,7 @@ def _label_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
     fixed = sitk.GetArrayViewFromImage(truth.fixed_labels)
     labels = _common_labels(fixed, sitk.GetArrayViewFromImage(truth.moving_labels))
     warped = warp_labels(truth.moving_labels, field, truth.fixed_labels)
-    axes = np.reshape(truth.fixed_labels.GetDirection(), (3, 3)) * truth.fixed_labels.GetSpacing()
+    axes = axes_of(truth.fixed_labels)
     for label in labels:
         overlap = dice(fixed, warped, label)
         distances = surface_distances(fixed == label, warped == label, axes)
@@ -127,9 +138,7 @@ def _common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
 
 
 def _jacobian_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
-    """Inside the lung mask; without one, inside the fixed labels."""
-    mask = truth.fixed_labels if truth.lung_mask is None else truth.lung_mask
-    statistics = jacobian_statistics(field, None if mask is None else mask_on(field, mask))
+    statistics = jacobian_statistics(field, None if truth.lungs is None else mask_on(field, truth.lungs))
     values = {name: getattr(statistics, name) for name in JACOBIAN}
     return {name: None if value is None else float(value) for name, value in values.items()}
 
@@ -152,19 +161,18 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
     A case stands for one value: of landmarks and labels, their mean. ``failed`` cases are in none of them.
     """
     aggregates: dict[str, Any] = {}
-    for name in METRICS:
-        of_cases = [r[name]["mean"] if isinstance(r[name], dict) else r[name] for r in results if r["error"] is None]
-        aggregates[name] = _statistics(np.array([v for v in of_cases if v is not None], float), name in LOW_IS_BAD)
-    return {**aggregates, "cases": len(results), "failed": sum(r["error"] is not None for r in results)}
+    for quantity in QUANTITIES:
+        of_cases = [quantity.of(result) for result in results if not result.get("error")]
+        values = np.array([value for value in of_cases if value is not None], float)
+        aggregates[quantity.key] = _statistics(values, quantity.key in LOW_IS_BAD)
+    return {**aggregates, "cases": len(results), "failed": sum(bool(result.get("error")) for result in results)}
 
 
 def _statistics(values: Float[np.ndarray, " n"], low_is_bad: bool) -> dict[str, float | int | None]:
     if not len(values):
         return {"n": 0, **dict.fromkeys(("mean", "std", "median", "min", "max", "worst30"))}
-    worst_first = np.sort(values) if low_is_bad else np.sort(values)[::-1]
-    worst = worst_first[: -(-3 * len(values) // 10)]
     figures = {"mean": values.mean(), "std": values.std(), "median": np.median(values)}
-    figures |= {"min": values.min(), "max": values.max(), "worst30": worst.mean()}
+    figures |= {"min": values.min(), "max": values.max(), "worst30": worst30(values, low_is_bad).mean()}
     return {"n": len(values), **{name: float(value) for name, value in figures.items()}}
 
 
@@ -207,17 +215,19 @@ def _line(result: Result) -> str:
 
 def _case_bytes(case: Case) -> int:
     """An estimate of the memory that a case takes, from the headers of its images; 0 for what cannot be read."""
-    files = [*images_in(case.ground_truth)]
-    if case.field is not None:
-        files.append(case.field / "defX.mhd" if case.field.is_dir() else case.field)
+    try:
+        files = [*images_in(case.ground_truth)]
+        if case.field is not None:
+            files.append(case.field / EMPIRE10[0] if case.field.is_dir() else case.field)
+    except OSError:
+        return 0
     return BYTES_PER_VOXEL * max((_voxels(path) for path in files), default=0)
 
 
 def _voxels(path: Path) -> int:
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
+        if path.name.endswith(".npz"):
+            return math.prod(npz_header(path)[0]) // 3
+        return math.prod(open_image(path).GetSize()[:3])
+    except (OSError, RuntimeError, ValueError, BadZipFile):
         return 0
-    return math.prod(reader.GetSize()[:3])

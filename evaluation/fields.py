@@ -12,19 +12,17 @@ folder of ``defX defY defZ .mhd``    EMPIRE10: one scalar image per component, m
 ===================================  ==================================================================================
 """
 
-import gzip
-import math
+import zipfile
 import zlib
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Float, Shaped
 
 from evaluation.errors import CaseError
+from evaluation.images import ENDINGS, Grid, check_whole, open_image, read_image
 
-ENDINGS = (".mha", ".mhd", ".nii", ".nii.gz", ".nrrd")
 EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
 MOST_MM = 10_000.0
 """A longer displacement is no displacement of a chest in mm, and its determinant may leave the range of float32."""
@@ -37,13 +35,13 @@ Matrix = Float[np.ndarray, "3 3"]
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_field(path: Path, fixed: sitk.Image | None = None, moving: sitk.Image | None = None) -> sitk.Image:
+def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> sitk.Image:
     """The displacement field (mm, LPS) of a file, or of an EMPIRE10 folder.
 
-    Learn2Reg files need ``fixed``, any image on the fixed grid; ``moving`` is the same for the moving one, by default
-    on the fixed grid. An EMPIRE10 field lies on ``fixed`` when given, else where its headers say. The others have their
-    own grid, which need not be the fixed one. CaseError when the file is missing, damaged, of another kind, or holds
-    values that are not finite or over `MOST_MM`.
+    Learn2Reg files need ``fixed``, the fixed grid; ``moving`` is the moving one, by default the same. An EMPIRE10 field
+    lies on ``fixed`` when given, else where its headers say. The others have their own grid, which need not be the
+    fixed one. CaseError when the file is missing, damaged, of another kind, or holds values that are not finite or over
+    `MOST_MM`.
     """
     try:
         if path.is_dir() or path.name in EMPIRE10:
@@ -52,7 +50,9 @@ def read_field(path: Path, fixed: sitk.Image | None = None, moving: sitk.Image |
             field = _read_learn2reg(path, fixed, fixed if moving is None else moving)
         else:
             field = _read_itk(path)
-    except (OSError, EOFError, zlib.error, BadZipFile) as error:
+    except CaseError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
         raise CaseError(f"{path.name}: cannot be read ({error}), expected a whole file") from error
     except RuntimeError as error:  # SimpleITK
         raise CaseError(f"{path.name}: cannot be read, expected a whole displacement field") from error
@@ -65,7 +65,7 @@ def is_learn2reg(path: Path) -> bool:
     return path.name.endswith(".npz") or (path.name.startswith("disp_") and path.name.endswith(".nii.gz"))
 
 
-def axes_of(image: sitk.Image) -> Matrix:
+def axes_of(image: Grid) -> Matrix:
     """World mm per index step, direction · diag(spacing): columns are the steps along x, y and z."""
     axes: Matrix = _direction(image) * image.GetSpacing()
     return axes
@@ -105,35 +105,22 @@ def _read_itk(path: Path) -> sitk.Image:
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header."""
+    """A reader that has read the header of a whole file."""
     if not path.name.endswith(ENDINGS):
         raise CaseError(f"{path.name}: is no known kind of field, expected a name that ends in {', '.join(ENDINGS)}")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    if path.name.endswith((".nii", ".nii.gz")):
-        _check_whole(path, reader)
+    reader = open_image(path)
+    check_whole(path, reader)
     return reader
 
 
-def _check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
-    """SimpleITK (2.5.7) reads a NIfTI file that is cut short as zeros from there on, without a word."""
-    voxel_bytes = sitk.GetArrayViewFromImage(sitk.Image(1, 1, reader.GetPixelIDValue())).itemsize
-    expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * voxel_bytes
-    length = 0
-    with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as file:
-        while block := file.read(2**22):  # to the end, where gzip checks its sum
-            length += len(block)
-    if length < expected:
-        raise CaseError(f"{path.name}: is cut short at {length} of {expected} bytes, expected a whole file")
-
-
-def _read_learn2reg(path: Path, fixed: sitk.Image | None, moving: sitk.Image | None) -> sitk.Image:
+def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> sitk.Image:
     if fixed is None or moving is None:
         raise CaseError(f"{path.name}: is a Learn2Reg field, in voxels, expected an image on the fixed grid beside it")
-    stored = _only_array(path) if path.name.endswith(".npz") else _four_axes_array(path)
-    voxels = _channels_last(path, stored, fixed.GetSize())
-    field = np.empty((*fixed.GetSize()[::-1], 3), np.float32)
+    size = fixed.GetSize()
+    stored = _only_array(path, size) if path.name.endswith(".npz") else _four_axes_array(path)
+    _check_shape(path, stored.shape, stored.dtype, size)
+    voxels = stored if stored.shape == (*size, 3) else np.moveaxis(stored, 0, -1)
+    field = np.empty((*size[::-1], 3), np.float32)
     to_fixed, offset = _index_change(fixed, moving)
     for z in range(0, len(field), SLAB):
         slab = voxels[:, :, z : z + SLAB].transpose(2, 1, 0, 3).astype(float)
@@ -153,33 +140,40 @@ def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
     return array
 
 
-def _only_array(path: Path) -> Shaped[np.ndarray, "..."]:
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            if len(arrays.files) != 1:
-                raise CaseError(f"{path.name}: holds the arrays {arrays.files}, expected one")
-            array: np.ndarray = arrays[arrays.files[0]]
-    except ValueError as error:
-        raise error if isinstance(error, CaseError) else CaseError(f"{path.name}: holds no array of numbers") from error
+def npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the only array in a .npz file, without its values. ValueError when it is no array."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) != 1:
+            raise CaseError(f"{path.name}: holds the arrays {names}, expected one")
+        with archive.open(names[0]) as file:
+            first = np.lib.format.read_magic(file) == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _only_array(path: Path, size: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
+    """Its shape is looked at before its values are read."""
+    _check_shape(path, *npz_header(path), size)
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        array: np.ndarray = arrays[arrays.files[0]]
     return array
 
 
-def _channels_last(path: Path, stored: np.ndarray, size: tuple[int, ...]) -> Shaped[np.ndarray, "x y z 3"]:
-    if stored.dtype.kind in "fiu" and stored.shape == (*size, 3):
-        return stored
-    if stored.dtype.kind in "fiu" and stored.shape == (3, *size):
-        return np.moveaxis(stored, 0, -1)
-    raise CaseError(
-        f"{path.name}: is an array of {stored.shape} {stored.dtype}, expected numbers of {(*size, 3)} or {(3, *size)}, "
-        "a vector for each voxel of the fixed image"
-    )
+def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: tuple[int, ...]) -> None:
+    if dtype.kind not in "fiu" or shape not in ((*size, 3), (3, *size)):
+        raise CaseError(
+            f"{path.name}: is an array of {shape} {dtype}, expected numbers of {(*size, 3)} or {(3, *size)}, "
+            "a vector for each voxel of the fixed image"
+        )
 
 
-def _read_empire10(folder: Path, fixed: sitk.Image | None) -> sitk.Image:
+def _read_empire10(folder: Path, fixed: Grid | None) -> sitk.Image:
     missing = [name for name in EMPIRE10 if not (folder / name).exists()]
     if missing:
         raise CaseError(f"{folder.name}: has no {', '.join(missing)}, expected {', '.join(EMPIRE10)}")
-    images = [sitk.ReadImage(str(folder / name), sitk.sitkFloat32) for name in EMPIRE10]
+    images = [sitk.Cast(read_image(folder / name), sitk.sitkFloat32) for name in EMPIRE10]
     grid = images[0] if fixed is None else fixed
     for name, image in zip(EMPIRE10, images, strict=True):
         if image.GetSize() != grid.GetSize() or not np.allclose(image.GetSpacing(), grid.GetSpacing(), rtol=1e-3):
@@ -187,7 +181,7 @@ def _read_empire10(folder: Path, fixed: sitk.Image | None) -> sitk.Image:
                 f"{folder.name}/{name}: has size {image.GetSize()} and spacing {image.GetSpacing()}, "
                 f"expected {grid.GetSize()} and {grid.GetSpacing()}"
             )
-        image.CopyInformation(grid)
+        _place(image, grid)
     return _mapped(sitk.Compose(images), _direction(grid))
 
 
@@ -214,9 +208,7 @@ def write_grand_challenge(field: sitk.Image, path: Path) -> None:
     sitk.WriteImage(_four_axes(field), str(path))
 
 
-def write_learn2reg(
-    field: sitk.Image, path: Path, moving: sitk.Image | None = None, channels_first: bool = False
-) -> None:
+def write_learn2reg(field: sitk.Image, path: Path, moving: Grid | None = None, channels_first: bool = False) -> None:
     """As Learn2Reg's disp_*.nii.gz or .npz: float32 (X, Y, Z, 3), or (3, X, Y, Z), in voxels along the index axes.
 
     v = index_moving(x + u) - index_fixed(x); ``moving`` is an image on the moving grid, by default the field's. The
@@ -253,11 +245,11 @@ def write_empire10(field: sitk.Image, folder: Path) -> None:
 # --- shared ----------------------------------------------------------------------------------------------------------
 
 
-def _direction(image: sitk.Image) -> Matrix:
+def _direction(image: Grid) -> Matrix:
     return np.array(image.GetDirection()).reshape(3, 3)
 
 
-def _index_change(fixed: sitk.Image, moving: sitk.Image) -> tuple[Matrix, Float[np.ndarray, " 3"]]:
+def _index_change(fixed: Grid, moving: Grid) -> tuple[Matrix, Float[np.ndarray, " 3"]]:
     """(M, t) such that M i + t = x_moving(i) - x_fixed(i), the world positions (mm) of index i on the two grids."""
     offset: np.ndarray = np.array(moving.GetOrigin()) - fixed.GetOrigin()
     return axes_of(moving) - axes_of(fixed), offset
@@ -284,12 +276,16 @@ def _mapped(field: sitk.Image, matrix: Matrix) -> sitk.Image:
     return _image(vectors, field)
 
 
-def _image(vectors: Float[np.ndarray, "z y x 3"], grid: sitk.Image) -> sitk.Image:
+def _image(vectors: Float[np.ndarray, "z y x 3"], grid: Grid) -> sitk.Image:
     image = sitk.GetImageFromArray(vectors, isVector=True)
+    _place(image, grid)
+    return image
+
+
+def _place(image: sitk.Image, grid: Grid) -> None:
     image.SetOrigin(grid.GetOrigin())
     image.SetSpacing(grid.GetSpacing())
     image.SetDirection(grid.GetDirection())
-    return image
 
 
 def _four_axes(field: sitk.Image) -> sitk.Image:

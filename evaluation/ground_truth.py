@@ -4,6 +4,7 @@
 ``fixed_landmarks.csv moving_landmarks.csv``  x, y, z in mm (LPS), a header line; row i of both is one landmark
 ``fixed_lobes.mha moving_lobes.mha``          whole numbers, 0 is background; each image on its own grid
 ``fixed_lung_mask.mha``                       where folding is counted; without it, ``fixed_lobes`` above 0
+``fixed.mha moving.mha``                      the scans, for the pictures; their grids where there are no lobes
 ``case.json``                                 the images' names on grand-challenge.org, see `cases.py`
 ==========================================  =============================================================
 """
@@ -16,11 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, UInt8, UInt16
 
-from evaluation.errors import CaseError
+from evaluation.errors import CaseError, short
 from evaluation.fields import same_grid
+from evaluation.images import Grid, find_image, is_there, read_grid, read_image
 from evaluation.landmarks import read_landmarks
-
-ENDINGS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
 
 
 @dataclass(frozen=True)
@@ -32,65 +32,69 @@ class GroundTruth:
     fixed_labels: sitk.Image | None
     moving_labels: sitk.Image | None
     lung_mask: sitk.Image | None
+    fixed_grid: Grid | None
+    """Of the fixed image, for fields in files that do not say where they lie: of its labels, else of its mask, else of
+    the scan; None when there is none of them."""
+    moving_grid: Grid | None
+    """Of the moving image: of its labels, else of the scan, else ``fixed_grid``."""
 
     @property
-    def grid(self) -> sitk.Image | None:
-        """An image on the fixed grid, for fields in files that do not say where they lie."""
-        return self.lung_mask if self.fixed_labels is None else self.fixed_labels
+    def lungs(self) -> sitk.Image | None:
+        """Above 0 where folding is counted: the lung mask, without one the fixed labels."""
+        return self.fixed_labels if self.lung_mask is None else self.lung_mask
 
 
 def read_ground_truth(folder: Path) -> GroundTruth:
     """The files of one case. CaseError when one is broken, or one of a pair missing, or both pairs."""
     fixed_csv, moving_csv = _pair(folder / "fixed_landmarks.csv", folder / "moving_landmarks.csv")
-    fixed_file, moving_file = _pair(_image(folder, "fixed_lobes"), _image(folder, "moving_lobes"))
-    mask_file = _image(folder, "fixed_lung_mask")
+    fixed_file, moving_file = _pair(*(_image(folder, name) for name in ("fixed_lobes", "moving_lobes")))
     if not fixed_csv and not fixed_file:
         raise CaseError(f"{folder.name} has neither landmarks (fixed_landmarks.csv) nor lobes (fixed_lobes.mha)")
-    truth = GroundTruth(
+    mask_file = find_image(folder, "fixed_lung_mask")
+    fixed_labels, moving_labels, lung_mask = (
+        None if file is None else read_labels(file) for file in (fixed_file, moving_file, mask_file)
+    )
+    fixed_grid = _grid(folder, "fixed", fixed_labels, lung_mask)
+    return GroundTruth(
         read_landmarks(fixed_csv) if fixed_csv else None,
         read_landmarks(moving_csv) if moving_csv else None,
-        read_labels(fixed_file) if fixed_file else None,
-        read_labels(moving_file) if moving_file else None,
-        read_labels(mask_file) if mask_file.exists() else None,
+        fixed_labels,
+        moving_labels,
+        lung_mask,
+        fixed_grid,
+        _grid(folder, "moving", moving_labels) or fixed_grid,
     )
-    if truth.fixed_landmarks_mm is not None and truth.moving_landmarks_mm is not None:
-        counts = len(truth.fixed_landmarks_mm), len(truth.moving_landmarks_mm)
-        if counts[0] != counts[1] or not counts[0]:
-            raise CaseError(f"{folder.name} has {counts[0]} fixed and {counts[1]} moving landmarks, expected as many")
-    return truth
+
+
+def _grid(folder: Path, scan: str, *images: sitk.Image | None) -> Grid | None:
+    """The first of the images, else the header of ``folder/scan``, None when there is none."""
+    known = [image for image in images if image is not None]
+    file = None if known else find_image(folder, scan)
+    return known[0] if known else None if file is None else read_grid(file)
 
 
 def _image(folder: Path, name: str) -> Path:
-    """``folder/name`` with the ending that is there, .mha when none is."""
-    candidates = [folder / (name + ending) for ending in ENDINGS]
-    return next((p for p in candidates if p.exists()), candidates[0])
+    return find_image(folder, name) or folder / f"{name}.mha"
 
 
 def _pair(fixed: Path, moving: Path) -> tuple[Path | None, Path | None]:
     """Both files, or None twice; CaseError when only one is there."""
-    missing = [p for p in (fixed, moving) if not p.exists()]
+    missing = [p for p in (fixed, moving) if not is_there(p)]
     if len(missing) == 1:
-        name = f"{missing[0].parent.name}/{missing[0].name}"
-        raise CaseError(f"{name} is missing, expected both {fixed.name} and {moving.name}")
+        raise CaseError(f"{short(missing[0])} is missing, expected both {fixed.name} and {moving.name}")
     return (None, None) if missing else (fixed, moving)
 
 
 def read_labels(path: Path) -> sitk.Image:
     """A 3-D image of whole numbers from 0 to 65535, as UInt8 or UInt16. CaseError when it is another, or broken."""
-    name = f"{path.parent.name}/{path.name}"
-    try:
-        image: sitk.Image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise CaseError(f"{name} cannot be read as an image") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError(f"{name} has the size {image.GetSize()}, expected a 3-D image of labels")
+    image = read_image(path)
     if image.GetPixelID() in (sitk.sitkUInt8, sitk.sitkUInt16):
         return image
     voxels = sitk.GetArrayViewFromImage(image)
     low, high = voxels.min(), voxels.max()
     whole = voxels.dtype.kind in "iu" or all(np.array_equal(slab, np.rint(slab)) for slab in voxels)
     if not (whole and low >= 0 and high <= 65535):
-        raise CaseError(f"{name} holds values from {low} to {high}, expected whole numbers from 0 to 65535")
+        raise CaseError(f"{short(path)} holds values from {low} to {high}, expected whole numbers from 0 to 65535")
     cast: sitk.Image = sitk.Cast(image, sitk.sitkUInt8 if high <= 255 else sitk.sitkUInt16)
     return cast
 

@@ -2,7 +2,7 @@
 
 det(I + ∇u) in world coordinates, of the *written* field: with A = direction · diag(spacing) and u on the index grid,
 I + ∇u = (A + ∂u/∂i) A⁻¹, so it is det(A + ∂u/∂i) / det A. Central differences inside, one-sided ones at the border.
-Above 1 is expansion from fixed to moving, below 1 contraction, and at most 0 a folding.
+Above 1 is expansion from fixed to moving, below 1 contraction, and at most 0, but for rounding, a folding.
 """
 
 import math
@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float
 from evaluation.errors import CaseError
 from evaluation.fields import axes_of
 
+FOLDED = 1e-5
+"""At most this counts as 0: displacements of some 100 mm in float32 leave so much of a determinant of 0, and its sign
+to chance. No lung shrinks to a hundred thousandth."""
 SLAB = 4
 """Slices at a time: few, so that the dozen arrays of a step stay in the processor's cache."""
 
@@ -24,7 +27,7 @@ class JacobianStatistics:
     """All but ``folding_percent_all`` are of the lung mask; where none is given, of the whole grid."""
 
     folding_percent: float | None
-    """Voxels of the lung mask with a determinant ≤ 0, in per cent of them; None without a mask."""
+    """Voxels of the lung mask with a determinant ≤ `FOLDED`, in per cent of them; None without a mask."""
     folding_percent_all: float
     """The same of the whole grid."""
     jacobian_min: float
@@ -48,7 +51,7 @@ def jacobian_statistics(field: sitk.Image, lung_mask: Bool[np.ndarray, "z y x"] 
     folded_all, inside = 0, _Inside()
     for z in range(0, shape[0], SLAB):
         determinant = _slab_determinant(vectors, axes_of(field), z)
-        folded_all += int(np.count_nonzero(determinant <= 0))
+        folded_all += int(np.count_nonzero(determinant <= FOLDED))
         inside.add(determinant.ravel() if lung_mask is None else determinant[lung_mask[z : z + SLAB]])
     return JacobianStatistics(
         folding_percent=None if lung_mask is None else 100 * inside.folded / inside.voxels,
@@ -82,7 +85,7 @@ class _Inside:
         """More voxels; the moments of the parts make those of the whole: Chan, Golub, LeVeque 1983."""
         if not len(determinant):
             return
-        positive = determinant[determinant > 0]
+        positive = determinant[determinant > FOLDED]
         self.voxels += len(determinant)
         self.folded += len(determinant) - len(positive)
         self.low = min(self.low, float(determinant.min()))

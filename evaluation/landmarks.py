@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import SimpleITK as sitk
 from jaxtyping import Float
 
-from evaluation.errors import CaseError
+from evaluation.errors import CaseError, short
 from evaluation.fields import axes_of
+from evaluation.images import Grid
+from evaluation.tables import numbers, read_columns
 
-COLUMNS = ["x", "y", "z"]
+COLUMNS = ("x", "y", "z")
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,9 @@ class LandmarkErrors:
 
 def read_landmarks(path: Path) -> Float[np.ndarray, "n 3"]:
     """World positions (mm, LPS): the columns x, y, z of a CSV file with a header line. CaseError when it is another."""
-    try:
-        table = pd.read_csv(path, skipinitialspace=True)
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise CaseError(f"{path.name}: cannot be read, expected a CSV file with the header x,y,z") from error
-    if not set(COLUMNS) <= set(table.columns):
-        raise CaseError(f"{path.name}: has the columns {list(table.columns)}, expected x, y and z")
-    try:
-        points: np.ndarray = table[COLUMNS].to_numpy(np.float64)
-    except ValueError as error:
-        raise CaseError(f"{path.name}: holds something that is no number, expected positions in mm") from error
-    if len(points) == 0 or not np.isfinite(points).all():
-        raise CaseError(f"{path.name}: holds {len(points)} landmarks or empty cells, expected finite positions in mm")
+    points: np.ndarray = np.stack([numbers(path, cells) for cells in read_columns(path, COLUMNS)], axis=1)
+    if len(points) == 0:
+        raise CaseError(f"{short(path)}: holds 0 landmarks, expected positions in mm")
     return points
 
 
@@ -51,13 +43,13 @@ def landmark_errors(
     field: sitk.Image,
     fixed_mm: Float[np.ndarray, "n 3"],
     moving_mm: Float[np.ndarray, "m 3"],
-    moving: sitk.Image | None = None,
+    moving: Grid | None = None,
 ) -> LandmarkErrors:
     """The errors of corresponding landmarks, row by row.
 
-    ``moving`` is any image on the moving grid, for the snapping; by default the grid of the field goes on without end.
-    Up to half a voxel outside the field its border value holds. CaseError when landmarks lie farther out, or the
-    numbers of landmarks differ.
+    ``moving`` is the moving grid, for the snapping, by default that of the field; it goes on without end. Up to half a
+    voxel outside the field its border value holds. CaseError when landmarks lie farther out, or the numbers of
+    landmarks differ.
     """
     if len(fixed_mm) != len(moving_mm):
         raise CaseError(f"{len(fixed_mm)} fixed and {len(moving_mm)} moving landmarks, expected as many")

@@ -8,20 +8,22 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, UInt8
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
+from matplotlib.lines import Line2D
 
-from evaluation.errors import CaseError
-from evaluation.ground_truth import ENDINGS
-from evaluation.jacobian import jacobian_determinant
+from evaluation.fields import axes_of
+from evaluation.images import find_image, read_image
+from evaluation.jacobian import FOLDED, jacobian_determinant
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d")
 """Of the evaluations, in turn."""
@@ -29,7 +31,7 @@ BEFORE = "#888888"
 VOLUME = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=3.0)
 """The range of Jacobian determinants in colour: yellow is 1, no change of volume, as in the paper."""
 FOLDING = (0.85, 0.0, 0.85)
-"""The colour of determinants ≤ 0."""
+"""The colour of foldings."""
 CT_HU = (-1000.0, 200.0)
 DIFFERENCE_HU = (-500.0, 500.0)
 MOST_PIXELS = 420
@@ -39,27 +41,38 @@ MOST_PIXELS = 420
 # --- charts ----------------------------------------------------------------------------------------------------------
 
 
-def cumulative_errors(errors_mm: Mapping[str, Float[np.ndarray, " n"]]) -> Figure:
-    """Fig. 7: the share of the landmarks with an error of at most x mm; dotted, the 75th percentiles. "before" is grey.
+def cumulative_errors(
+    errors_mm: Mapping[str, Float[np.ndarray, " n"]], before_mm: Float[np.ndarray, " m"] | None = None
+) -> Figure:
+    """Fig. 7: the share of the landmarks with an error of at most x mm; dotted, the 75th percentiles. Grey is before.
 
     The axis ends at the largest 98th percentile, so that a few landmarks do not squeeze the rest.
     """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    colours = iter(COLOURS * len(errors_mm))
+    curves = list(zip(errors_mm, errors_mm.values(), COLOURS * len(errors_mm), strict=False))
+    curves += [] if before_mm is None else [("before", before_mm, BEFORE)]
     percent = np.linspace(0, 100, 401)
-    last = max(float(np.percentile(values, 98)) for values in errors_mm.values())
-    for name, values in errors_mm.items():
-        colour = BEFORE if name == "before" else next(colours)
+    last = max(float(np.percentile(values, 98)) for _, values, _ in curves)
+    entries = {}
+    for name, values, colour in curves:
         at_75 = float(np.percentile(values, 75))
         within = np.append(np.percentile(values, percent), last)
-        text = f"{name}: 75 % within {at_75:.2f} mm"
-        axes.plot(np.maximum.accumulate(within), np.append(percent, 100), color=colour, label=text)
+        (line,) = axes.plot(np.maximum.accumulate(within), np.append(percent, 100), color=colour)
+        entries[line] = f"{name}: 75 % within {at_75:.2f} mm"
         axes.plot([at_75, at_75], [0, 75], ":", color=colour)
     axes.axhline(75, color="#dddddd", linewidth=0.8, zorder=0)
     axes.set(xlim=(0, max(last, 1e-3)), ylim=(0, 100), xlabel="landmark error (mm)", ylabel="landmarks (%)")
-    axes.legend(fontsize="small", loc="lower right")
+    _legend(axes, entries, loc="lower right")
     return figure
+
+
+def _legend(axes: Axes, entries: Mapping[Line2D, str], loc: Literal["best", "lower right"] = "best") -> None:
+    """With the names as they are: matplotlib would take $…$ for a formula, and leave out what begins with _."""
+    legend = axes.legend(list(entries), [""] * len(entries), fontsize="small", loc=loc)
+    for text, name in zip(legend.get_texts(), entries.values(), strict=True):
+        text.set_text(name)
+        text.set_parse_math(False)
 
 
 def values_by_label(results: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
@@ -80,6 +93,7 @@ def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: s
     figure = Figure(figsize=(max(5.2, 0.45 * len(labels) * len(groups)), 3.6), layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(groups)
+    entries = {}
     for number, (name, of) in enumerate(groups.items()):
         colour = COLOURS[number % len(COLOURS)]
         places = [i + (number - (len(groups) - 1) / 2) * width for i, x in enumerate(labels) if x in of]
@@ -93,13 +107,14 @@ def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: s
             medianprops={"color": "black"},
             flierprops={"marker": ".", "markersize": 4},
         )
-        axes.plot([], [], "s", color=colour, alpha=0.55, label=name)
+        (square,) = axes.plot([], [], "s", color=colour, alpha=0.55)
+        entries[square] = name
     ticks = [x if x == "mean" else f"label {x}" if len(labels) < 7 else x for x in labels]
     axes.set_xticks(range(len(labels)), ticks)
     axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_ylabel(axis_title)
     if len(groups) > 1:
-        axes.legend(fontsize="small")
+        _legend(axes, entries)
     return figure
 
 
@@ -180,9 +195,8 @@ def _fullest_row(lung_mask: sitk.Image, field: sitk.Image, axis: int) -> int:
     k, j, i = np.nonzero(voxels)
     if not len(i):
         return int(field.GetSize()[axis]) // 2
-    axes = np.reshape(lung_mask.GetDirection(), (3, 3)) * lung_mask.GetSpacing()
-    world = 2.0 * np.stack([i, j, k], axis=1) @ axes.T + lung_mask.GetOrigin()
-    to_index = np.linalg.inv(np.reshape(field.GetDirection(), (3, 3)) * field.GetSpacing())
+    world = 2.0 * np.stack([i, j, k], axis=1) @ axes_of(lung_mask).T + lung_mask.GetOrigin()
+    to_index = np.linalg.inv(axes_of(field))
     rows = np.round((world - field.GetOrigin()) @ to_index[axis]).astype(int)
     values, counts = np.unique(rows, return_counts=True)
     smooth = np.array([counts[np.abs(values - value) <= 1].sum() for value in values])
@@ -234,7 +248,7 @@ def jacobian_overlay(slices: Slices) -> UInt8[np.ndarray, "z x 3"]:
     grey = np.full((*shape, 3), 64, np.uint8) if slices.fixed is None else _grey(slices.fixed, CT_HU)
     colour = 255 * mpl.colormaps["Spectral"](VOLUME(slices.determinant))[..., :3]
     picture = np.where(slices.inside[..., None], 0.35 * grey + 0.65 * colour, grey)
-    folded = slices.inside & ~(slices.determinant > 0)
+    folded = slices.inside & ~(slices.determinant > FOLDED)
     picture[folded] = 255 * np.array(FOLDING)
     rounded: np.ndarray = np.round(picture).astype(np.uint8)
     return rounded
@@ -255,13 +269,5 @@ def jpeg(picture: UInt8[np.ndarray, "z x 3"]) -> str:
 
 def read_scan(folder: Path, name: str) -> sitk.Image | None:
     """``folder/name`` with any ending; None when there is no such file. CaseError when it is broken."""
-    path = next((p for p in (folder / (name + ending) for ending in ENDINGS) if p.exists()), None)
-    if path is None:
-        return None
-    try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise CaseError(f"{path.name} cannot be read as an image") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise CaseError(f"{path.name} has the size {image.GetSize()}, expected a 3-D image")
-    return image
+    path = find_image(folder, name)
+    return None if path is None else read_image(path)

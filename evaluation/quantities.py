@@ -1,11 +1,15 @@
 """What is measured: names, units, which way is better, and definitions, for the page and the comparison."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
 
 from evaluation.errors import InputError
 
@@ -56,8 +60,9 @@ QUANTITIES = (
         "mm",
         None,
         2,
-        "The same with the moved landmark rounded to the nearest voxel centre first, as much of the literature on "
-        "DIR-Lab does.",
+        "The same with the moved landmark first rounded to the nearest voxel centre of the moving image, as much of "
+        "the literature on DIR-Lab does. Where the ground truth has no moving labels or scan, the grid of the fixed "
+        "ones stands for it, or else that of the field.",
     ),
     Quantity(
         "tre_initial_mm",
@@ -134,8 +139,14 @@ QUANTITIES = (
 """In the order in which they are shown."""
 
 
+def worst30(values: Float[np.ndarray, " n"], low_is_bad: bool) -> Float[np.ndarray, " m"]:
+    """The worst 30 % of the values, their number rounded up: Dice30 in section 4.5 of Hering et al. 2021."""
+    worst_first = np.sort(values) if low_is_bad else np.sort(values)[::-1]
+    return worst_first[: -(-3 * len(values) // 10)]
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json. InputError when there is none, or it is something else."""
+    """metrics.json. InputError when there is none, or it is something else, also within a case."""
     try:
         metrics = json.loads(path.read_bytes())
     except OSError as error:
@@ -148,7 +159,22 @@ def read_metrics(path: Path) -> dict[str, Any]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"{path}: has the case {twice[0]} twice, expected every case once")
+    for result, quantity in itertools.product(metrics["results"], QUANTITIES):
+        entry = result.get(quantity.key)
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            if not _is_value(value):
+                raise InputError(
+                    f"{path}: {quantity.key} of the case {result['case']} holds {str(value)[:50]!a}, "
+                    "expected finite numbers or null"
+                )
     return {**metrics}
+
+
+def _is_value(value: Any) -> bool:
+    try:
+        return value is None or (isinstance(value, int | float) and math.isfinite(value))
+    except OverflowError:  # of whole numbers beyond any float
+        return False
 
 
 def _case_names(metrics: Any) -> list[str] | None:

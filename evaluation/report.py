@@ -8,7 +8,6 @@ moving.mha. Without FOLDER those beside the ground truth are shown, where there 
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from html import escape
@@ -20,8 +19,7 @@ import pandas as pd
 
 from evaluation.cases import Case, find_cases
 from evaluation.errors import CaseError, exit_code
-from evaluation.fields import read_field
-from evaluation.ground_truth import read_ground_truth
+from evaluation.evaluate import aggregate, read_case
 from evaluation.page import page
 from evaluation.pictures import (
     box_plots,
@@ -35,6 +33,7 @@ from evaluation.pictures import (
     values_by_label,
 )
 from evaluation.quantities import QUANTITIES, Quantity, read_metrics
+from evaluation.tables import read_landmark_errors, write_text
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +66,7 @@ def write_page(
         _definitions(metrics["aggregates"]),
     ]
     path = out / "report.html"
-    partial = out / f".report.{os.getpid()}.part"
-    try:
-        partial.write_text(page("Registration report", "\n".join(body)), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, page("Registration report", "\n".join(body)))
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
     return path
 
@@ -198,8 +192,8 @@ def _figure(source: str, caption: str) -> str:
 def _charts(results: Sequence[dict[str, Any]], landmarks: pd.DataFrame) -> str:
     found = []
     if len(landmarks):
-        errors = {"before": landmarks["tre_initial_mm"], "after": landmarks["tre_mm"]}
-        chart = cumulative_errors({name: column.to_numpy(float) for name, column in errors.items()})
+        after, before = (landmarks[name].to_numpy(float) for name in ("tre_mm", "tre_initial_mm"))
+        chart = cumulative_errors({"after": after}, before)
         found.append(_figure(svg(chart), f"Landmarks within a distance, {len(landmarks)} in all"))
     for key in ("dice", "asd_mm", "hd_mm", "hd95_mm"):
         by_label = values_by_label(results, key)
@@ -238,8 +232,8 @@ def _pictures(results: Sequence[dict[str, Any]], cases: Sequence[Case], images: 
     bar = f'<figure class="bar"><img src="{svg(colour_bar())}" alt="colours of the Jacobian determinant"></figure>'
     text = (
         "Coronal slices where the lungs are largest, the patient’s right on the left; images from -1000 to 200 HU, "
-        "differences from -500 to 500 HU. The Jacobian determinant is shown inside the lung mask, "
-        "foldings (0 or less) in magenta."
+        "differences from -500 to 500 HU. The Jacobian determinant is shown inside the lung mask (without one: inside "
+        "the fixed labels, and without these everywhere), foldings (0 or less) in magenta."
     )
     return f'<h2>Pictures</h2><p class="dim">{text}</p>{bar}{"".join(sections)}'
 
@@ -247,13 +241,9 @@ def _pictures(results: Sequence[dict[str, Any]], cases: Sequence[Case], images: 
 def _panels(case: Case, images: Path | None) -> str:
     """The pictures of a case, or the reason why there are none."""
     try:
-        if case.field is None:
-            raise CaseError("there is no displacement field")
-        truth = read_ground_truth(case.ground_truth)
-        mask = truth.fixed_labels if truth.lung_mask is None else truth.lung_mask
-        folder = case.ground_truth if images is None else images / case.name
-        field = read_field(case.field, truth.grid)
-        slices = coronal_slices(field, mask, read_scan(folder, "fixed"), read_scan(folder, "moving"))
+        truth, field = read_case(case)
+        folder = case.ground_truth if images is None else images / case.ground_truth.name
+        slices = coronal_slices(field, truth.lungs, read_scan(folder, "fixed"), read_scan(folder, "moving"))
         figures = [_figure(jpeg(picture), title) for title, picture in panels(slices).items()]
     except (CaseError, RuntimeError, OSError, np.linalg.LinAlgError) as error:
         log.warning("%s: no pictures: %s", case.name, error)
@@ -281,9 +271,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(options: argparse.Namespace) -> None:
     """The page of an evaluation that was done before."""
-    metrics = read_metrics(options.output / "metrics.json")
-    file = options.output / "landmarks.csv"
-    landmarks = pd.read_csv(file) if file.exists() else pd.DataFrame()
+    results = read_metrics(options.output / "metrics.json")["results"]
+    metrics = {"results": results, "aggregates": aggregate(results)}
+    landmarks = read_landmark_errors(options.output / "landmarks.csv")
     write_page(metrics, landmarks, find_cases(options.input, options.ground_truth), options.output, options.images)
 
 

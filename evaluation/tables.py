@@ -1,15 +1,71 @@
-"""Writes the results: JSON and CSV, each all or nothing."""
+"""Tables and other results in files: CSV is read with all checks, and everything is written all or nothing."""
 
+import csv
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from evaluation.errors import InputError
+from evaluation.errors import CaseError, InputError, short
+
+RESULTS = ("metrics.json", "cases.csv", "landmarks.csv", "report.html")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
+    """The cells of some columns of a CSV file with a header line, without blanks around them.
+
+    CaseError when a column is missing or there twice, or a line has more cells than the header that are not empty:
+    it is not known then which cell belongs where.
+    """
+    name = short(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            cells = [[cell.strip() for cell in line] for line in csv.reader(file, skipinitialspace=True)]
+        head, *lines = [line for line in cells if line not in ([], [""])]
+    except (OSError, ValueError, csv.Error) as error:
+        raise CaseError(f"{name}: cannot be read, expected a CSV file with the header {','.join(names)}") from error
+    if any(head.count(column) != 1 for column in names):
+        raise CaseError(f"{name}: has the columns {head}, expected {', '.join(names)}")
+    long = next((line for line in lines if any(line[len(head) :])), None)
+    if long:
+        raise CaseError(f"{name}: has the line {','.join(long)}, expected {len(head)} cells as in its header")
+    return [[(line + [""] * len(head))[head.index(column)] for line in lines] for column in names]
+
+
+def numbers(path: Path, cells: Sequence[str]) -> Float[np.ndarray, " n"]:
+    """CaseError, with the file's name, for what is no finite number."""
+    try:
+        values = np.array([float(cell or "nan") for cell in cells], float)
+    except ValueError as error:
+        raise CaseError(f"{short(path)}: holds something that is no number ({error})") from error
+    if not np.isfinite(values).all():
+        raise CaseError(f"{short(path)}: holds empty cells or infinite ones, expected finite numbers")
+    return values
+
+
+def read_landmark_errors(path: Path) -> pd.DataFrame:
+    """Of landmarks.csv: the case, and the errors after and before in mm. Empty when there is no file; CaseError when
+    it is another.
+    """
+    columns = ("case", "tre_mm", "tre_initial_mm")
+    if not path.exists():
+        return pd.DataFrame({column: [] for column in columns})
+    cases, *errors_mm = read_columns(path, columns)
+    return pd.DataFrame(dict(zip(columns, (cases, *(numbers(path, cells) for cells in errors_mm)), strict=True)))
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
 
 
 def cases_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -27,35 +83,49 @@ def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file; ValueError for NaN and ±inf, which JSON does not have."""
-    _write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """A CSV file with a header line; what is missing is empty."""
-    _write(path, table.to_csv(index=False))
+    write_text(path, table.to_csv(index=False))
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes under a hidden name and renames: nobody sees half a file."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8; what cannot be in it is escaped."""
+    with all_or_nothing(path.parent) as partial, (partial / path.name).open("xb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def all_or_nothing(folder: Path) -> Iterator[Path]:
+    """A hidden folder whose files come into ``folder`` at the end: nobody sees half a file, nor any after an error."""
+    partial = folder / f".{uuid.uuid4().hex}.part"
+    partial.mkdir()
     try:
-        with partial.open("xb") as file:
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        yield partial
+        for path in sorted(partial.iterdir(), key=lambda p: p.suffix == ".mhd"):  # after the voxels that it names
+            path.replace(folder / path.name)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(partial)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes the folder for the results, without those of an earlier run. InputError when it cannot be written."""
-    probe = folder / f".{uuid.uuid4().hex}.part"
+def prepare_folder(folder: Path, without: Sequence[str] = ()) -> None:
+    """Makes the folder for results, without some files of an earlier run. InputError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-        for name in ("metrics.json", "cases.csv", "landmarks.csv", "report.html"):
+        with all_or_nothing(folder):
+            pass
+        for name in without:
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from error
+
+
+def prepare_file(path: Path) -> None:
+    """Makes the folder for a file. InputError when it cannot be written, or the file is a folder."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected the name of a file")
+    prepare_folder(path.parent)

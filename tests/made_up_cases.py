@@ -21,10 +21,12 @@ SIGNS = np.array([-1.0, 1.0, -1.0])
 """The direction: not the world's axes, so that an error in the order or sign of axes shows."""
 SIZE = (24, 20, 16)
 BOXES = {1: np.s_[4:12, 4:14, 4:12], 5: np.s_[5:13, 5:15, 14:18]}
-"""(z, y, x) of the fixed labels; 8 and 4 voxels wide along x."""
+"""(z, y, x) of the fixed labels; 8 and 4 voxels wide along x, 10 along y, 8 along z."""
 CASES = {"case_1": 0, "case_2": 1}
 """Voxels by which the field is wrong along x."""
 WIDTHS = {"1": 8, "5": 4}
+OFF_CENTRE = 0.25
+"""Voxels along x from the nearest voxel centre to each landmark: what snapping takes away."""
 
 
 def as_image(array: np.ndarray) -> sitk.Image:
@@ -55,6 +57,7 @@ def write_ground_truth(folder: Path) -> None:
     folder.mkdir(parents=True)
     fixed = labels(0)
     points = np.array([fixed.TransformIndexToPhysicalPoint(index) for index in ((6, 6, 6), (10, 12, 8), (15, 9, 11))])
+    points[:, 0] += SIGNS[0] * SPACING[0] * OFF_CENTRE
     for name, mm in (("fixed", points), ("moving", points + SIGNS * SPACING)):
         pd.DataFrame(mm, columns=["x", "y", "z"]).to_csv(folder / f"{name}_landmarks.csv", index=False)
     sitk.WriteImage(fixed, str(folder / "fixed_lobes.mha"))
@@ -99,12 +102,16 @@ def check_result(result: dict[str, Any], wrong_by: int) -> None:
     """AssertionError unless an entry of metrics.json is what follows from the case's making."""
     assert result["error"] is None, result["error"]
     error_mm, initial_mm = SPACING[0] * wrong_by, float(np.linalg.norm(SPACING))
-    for name, expected in (("tre_mm", error_mm), ("tre_initial_mm", initial_mm)):
+    snapped_mm = SPACING[0] * abs(wrong_by - OFF_CENTRE)
+    for name, expected in (("tre_mm", error_mm), ("tre_snapped_mm", snapped_mm), ("tre_initial_mm", initial_mm)):
         for key in ("mean", "median", "p75", "p95", "max"):
             np.testing.assert_allclose(result[name][key], expected, atol=1e-4, err_msg=f"{name} {key}")
     for label, width in WIDTHS.items():
         np.testing.assert_allclose(result["dice"][label], (width - wrong_by) / width)
         np.testing.assert_allclose(result["hd_mm"][label], error_mm)
+        np.testing.assert_allclose(result["hd95_mm"][label], error_mm)
+        # an end plane and the middle of the other one lie beside the other border, 10 x 8 and 8 x 6 voxels
+        np.testing.assert_allclose(result["asd_mm"][label], error_mm * (80 + 48) / (80 * width - 48 * (width - 2)))
     np.testing.assert_allclose(result["dice"]["mean"], np.mean([(w - wrong_by) / w for w in WIDTHS.values()]))
     for name in ("folding_percent", "folding_percent_all", "std_log_jacobian"):
         np.testing.assert_allclose(result[name], 0, atol=1e-6)

@@ -9,7 +9,9 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +25,40 @@ from evaluation.cases import FOLDER, Case, find_cases
 from evaluation.errors import CaseError, InputError
 from evaluation.evaluate import (
     BY_LABEL,
+    BYTES_PER_VOXEL,
     JACOBIAN,
     LANDMARKS,
     METRICS,
     SUMMARY,
     TRE,
+    _case_bytes,
     aggregate,
     evaluate,
     evaluate_case,
     failed_result,
 )
+from evaluation.fields import write_learn2reg
 from evaluation.ground_truth import mask_on, read_labels
 from evaluation.tables import write_csv, write_json
 from evaluation.workers import each, workers_for
 from tests.dying import double_or_die
 from tests.golden_check import landmark_errors_mm, read_transform
-from tests.made_up_cases import CASES, as_image, check, check_result, job, labels, make, read_strictly, write_field
+from tests.made_up_cases import (
+    CASES,
+    OFF_CENTRE,
+    SIGNS,
+    SIZE,
+    SPACING,
+    as_image,
+    check,
+    check_result,
+    field_image,
+    job,
+    labels,
+    make,
+    read_strictly,
+    write_field,
+)
 from tests.running import call_main, pair_options
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +74,12 @@ def folders(tmp_path: Path) -> Path:
 def platform(tmp_path: Path) -> Path:
     """Both cases as on grand-challenge.org."""
     return make("platform", tmp_path / "platform")
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting others takes seconds."""
+    monkeypatch.setattr("evaluation.evaluate.each", lambda function, cases, workers: enumerate(map(function, cases)))
 
 
 def cases_in(folder: Path) -> list[Case]:
@@ -198,6 +224,8 @@ def test_platform_jobs_without_ground_truth_are_warned_of(platform: Path, caplog
         ("[{", "not valid JSON"),
         ('{"pk": 1}', "expected a list of jobs"),
         ("[3]", "entry 1 is no job"),
+        (json.dumps([{**job("a", "case_1"), "outputs": 5}]), "lists of inputs and outputs"),
+        (json.dumps([{**job("a", "case_1"), "outputs": True}]), "lists of inputs and outputs"),
         ("[]", "nothing"),
         (json.dumps([job("a", "unknown")]), "unknown_fixed"),
         (json.dumps([job("../elsewhere", "case_1")]), "expected one inside"),
@@ -218,10 +246,66 @@ def test_a_job_that_belongs_to_two_cases_is_refused(platform: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"fixed": 3}', "{"])
-def test_a_case_json_that_cannot_be_used_is_refused(platform: Path, content: str) -> None:
+def test_a_case_json_that_cannot_be_used_is_an_error_of_that_case(platform: Path, content: str) -> None:
     (platform / "ground_truth" / "case_1" / "case.json").write_text(content)
-    with pytest.raises(InputError, match=r"case\.json"):
-        cases_in(platform)
+    bad, good = cases_in(platform)
+    assert bad.field is None and bad.error is not None and "case.json" in bad.error
+    assert good.field is not None
+
+
+def test_a_path_that_cannot_be_listed_is_an_error_of_that_case(
+    folders: Path, platform: Path, tmp_path: Path, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit_jobs(platform, job("a" * 5000, "case_1"), job("pk-of-case_2", "case_2"))
+    bad, good = cases_in(platform)
+    assert bad.error is not None and "cannot be listed" in bad.error and len(bad.error) < 300
+    assert good.field is not None
+
+    iterdir = Path.iterdir
+
+    def forbidden(folder: Path) -> Iterator[Path]:
+        if "case_1" in folder.parts:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return iterdir(folder)
+
+    both = cases_in(folders)
+    monkeypatch.setattr(Path, "iterdir", forbidden)
+    bad, good = cases_in(folders)
+    assert bad.error is not None and "Permission denied" in bad.error
+    assert good.field is not None
+    metrics, _ = evaluate(both, tmp_path)  # the ground truth of case_1 cannot be listed, but read
+    for result, wrong_by in zip(metrics["results"], CASES.values(), strict=True):
+        check_result(result, wrong_by)
+    monkeypatch.setattr("evaluation.evaluate.read_ground_truth", forbidden)
+    assert "Permission denied" in evaluate_case(both[0])[0]["error"]
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are UTF-8")
+def test_names_that_are_not_utf8_are_errors_of_their_cases(folders: Path, one_process: None) -> None:
+    """SimpleITK would end the process at such a name."""
+    odd = "odd\udcff"
+    shutil.copytree(folders / "ground_truth" / "case_1", folders / "ground_truth" / odd)
+    write_field(folders / "input" / "a.mha", 0)
+    (folders / "input" / "a.mha").rename(folders / "input" / f"{odd}.mha")
+    (folders / "ground_truth" / "case_2" / f"{odd}.mha").touch()  # nobody asks for it
+    field = field_of(folders, "case_1")
+    field.rename(field.with_name(f"{odd}.mha"))
+    metrics, landmarks = evaluate(cases_in(folders), folders)
+    one, two, three = read_strictly(folders / "metrics.json")["results"]
+    for result, name in ((one, "case_1"), (three, "odd\\udcff")):
+        assert result["case"] == name
+        assert "odd\\udcff" in result["error"] and "UTF-8" in result["error"]
+    check_result(two, 1)
+    write_report(metrics, landmarks, cases_in(folders), folders)
+    assert "odd\\udcff" in (folders / "report.html").read_text(encoding="utf-8")
+
+
+def test_folders_that_nobody_made_are_no_cases(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("lost+found", "__MACOSX", ".Trash-0"):
+        (folders / "ground_truth" / name).mkdir()
+    with caplog.at_level(logging.INFO):
+        assert [case.name for case in cases_in(folders)] == list(CASES)
+    assert "no cases: .Trash-0, __MACOSX, lost+found" in caplog.text
 
 
 def test_nothing_to_evaluate_is_refused(folders: Path, tmp_path: Path) -> None:
@@ -250,6 +334,64 @@ def test_a_case_has_the_errors_that_it_was_made_with(tmp_path: Path, mode: str) 
         assert landmarks["landmark"].tolist() == [1, 2, 3]
         assert set(landmarks["case"]) == {case.name}
         assert landmarks["tre_mm"].mean() == result["tre_mm"]["mean"]
+
+
+def on_half_voxels(folder: Path) -> None:
+    """The field of case_1 on a grid of other voxels, whose centres lie between those of the images."""
+    path = field_of(folder, "case_1")
+    size = [3 + n // 2 for n in SIZE]
+    motion = np.broadcast_to(SIGNS * SPACING, (*size[::-1], 3)).astype(np.float32)
+    field = sitk.GetImageFromArray(motion, isVector=True)
+    field.SetDirection(labels(0).GetDirection())
+    field.SetSpacing((2.1 * SPACING).tolist())
+    field.SetOrigin(labels(0).TransformContinuousIndexToPhysicalPoint((-1.4, -1.4, -1.4)))
+    sitk.WriteImage(field, str(path))
+
+
+@pytest.mark.parametrize("grid_from", ["fixed_lobes", "moving", "fixed_lung_mask", "fixed", None])
+def test_snapping_does_not_depend_on_the_fields_grid(folders: Path, grid_from: str | None) -> None:
+    """As long as there is any image in the ground truth; of a scan the header is enough."""
+    truth = folders / "ground_truth" / "case_1"
+    on_half_voxels(folders)
+    if grid_from != "fixed_lobes":
+        for path in truth.glob("*.mha"):
+            path.unlink()
+        if grid_from:
+            sitk.WriteImage(labels(0) > 0, str(truth / f"{grid_from}.mha"))
+    if grid_from in ("fixed", "moving"):
+        (truth / f"{grid_from}.mha").write_bytes((truth / f"{grid_from}.mha").read_bytes()[:-50])
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert result["error"] is None
+    assert result["tre_mm"]["max"] == pytest.approx(0, abs=1e-4)
+    snapped_mm = pytest.approx(SPACING[0] * OFF_CENTRE, abs=1e-4)
+    assert (result["tre_snapped_mm"]["max"] == snapped_mm) == (grid_from is not None)
+
+
+def test_snapping_is_to_the_moving_grid_where_it_is_another(folders: Path) -> None:
+    """Its voxel centres lie where the moving landmarks do."""
+    truth = folders / "ground_truth" / "case_1"
+    for path in truth.glob("*lobes.mha"):
+        path.unlink()
+    moving = labels(0)
+    moving.SetOrigin(moving.TransformContinuousIndexToPhysicalPoint((OFF_CENTRE, 0, 0)))
+    sitk.WriteImage(moving, str(truth / "moving.nrrd"))
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert result["tre_snapped_mm"]["max"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_scans_say_where_a_learn2reg_field_lies(folders: Path) -> None:
+    truth = folders / "ground_truth" / "case_1"
+    for path in truth.glob("*.mha"):
+        path.unlink()
+    shutil.rmtree(folders / "input" / "case_1")
+    moving = sitk.RegionOfInterest(labels(1), [20, 15, 12], [2, 3, 4])
+    write_learn2reg(field_image(0), folders / "input" / "disp_case_1.npz", moving)
+    assert "expected an image on the fixed grid" in evaluate_case(case_in(folders, "case_1"))[0]["error"]
+    for name, scan in (("fixed", labels(0)), ("moving", moving)):
+        sitk.WriteImage(scan, str(truth / f"{name}.nii.gz"))
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert result["error"] is None
+    assert result["tre_mm"]["max"] == pytest.approx(0, abs=1e-4)
 
 
 def test_the_entry_has_every_key_of_the_schema(folders: Path) -> None:
@@ -337,6 +479,8 @@ def break_truth(folder: Path, name: str, content: str | sitk.Image | None) -> No
         ({"fixed_lobes.mha": sitk.Cast(labels(0), sitk.sitkFloat32) / 2}, "whole numbers"),
         ({"fixed_lobes.mha": sitk.Cast(labels(0), sitk.sitkInt16) * -1}, "whole numbers"),
         ({"fixed_lung_mask.mha": labels(0) * 0}, "lung mask is empty"),
+        ({"fixed_lobes.mha": field_image(0)}, "has 3 components, expected one"),
+        ({"fixed_lobes.mha": labels(0)[:, :, 3]}, "expected a 3-D image"),
     ],
 )
 def test_ground_truth_that_is_missing_or_broken_is_an_error_of_that_case(
@@ -348,6 +492,26 @@ def test_ground_truth_that_is_missing_or_broken_is_an_error_of_that_case(
     assert words in result["error"]
     assert result == failed_result("case_1", result["error"])
     assert len(landmarks) == 0
+
+
+@pytest.mark.parametrize("name", ["fixed_lung_mask.mha", "fixed_landmarks.csv", "fixed_lobes.mha"])
+def test_a_link_to_nowhere_is_an_error_of_that_case(folders: Path, name: str) -> None:
+    path = folders / "ground_truth" / "case_1" / name
+    path.unlink()
+    path.symlink_to("nowhere")
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert f"case_1/{name}" in result["error"] and "cannot be read" in result["error"]
+
+
+def test_memory_is_estimated_from_headers(folders: Path) -> None:
+    """Also of arrays; what cannot be read counts as nothing."""
+    case = case_in(folders, "case_1")
+    assert _case_bytes(case) == BYTES_PER_VOXEL * math.prod(SIZE)
+    large = folders / "large.npz"
+    np.savez_compressed(large, np.zeros((50, 60, 70, 3), np.float16))
+    assert _case_bytes(replace(case, field=large)) == BYTES_PER_VOXEL * 50 * 60 * 70
+    large.write_bytes(b"PK")
+    assert _case_bytes(replace(case, field=large)) == BYTES_PER_VOXEL * math.prod(SIZE)
 
 
 def test_neither_landmarks_nor_lobes_is_an_error_of_that_case(folders: Path) -> None:

@@ -10,8 +10,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from scipy.stats import wilcoxon
 
-from evaluation.compare import compare, load, main, markdown, number_of_tests, paired_test, stars
+from evaluation.compare import (
+    compare,
+    load,
+    main,
+    markdown,
+    number_of_tests,
+    paired_test,
+    stars,
+    write_pictures,
+)
 from evaluation.errors import InputError
 
 
@@ -67,6 +78,25 @@ def test_against_enumeration_with_ties_and_zeros(differences: list[int]) -> None
         return
     assert test.p_first == pytest.approx(by_enumeration(kept))
     assert test.p_second == pytest.approx(by_enumeration(-kept))
+
+
+def test_against_enumeration_with_ties_in_many_cases() -> None:
+    """15 cases with few different values, as of a Dice that is rounded."""
+    gains = np.array([1, 1, 1, 1, 1, 1, 1, 1, 1, -1, 2, 2, 2, 2, -2]) / 100
+    test = paired_test(gains, np.zeros(15), higher_is_better=True)
+    assert test.p_first == pytest.approx(by_enumeration(gains), rel=1e-9)
+    assert test.p_second == pytest.approx(by_enumeration(-gains), rel=1e-9)
+
+
+def test_many_cases_are_tested_as_scipy_tests_them() -> None:
+    """Exact up to 500 cases, without ties as scipy has it; beyond, scipy's own."""
+    gains = np.random.default_rng(0).normal(0.05, 1, 501)
+    for number in (60, 500, 501):
+        test = paired_test(gains[:number], np.zeros(number), higher_is_better=True)
+        method = "exact" if number <= 500 else "asymptotic"
+        for p, alternative in ((test.p_first, "greater"), (test.p_second, "less")):
+            expected = wilcoxon(np.round(gains[:number], 9), alternative=alternative, method=method).pvalue
+            assert p == pytest.approx(expected, rel=1e-6)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20))
@@ -144,6 +174,9 @@ def test_equal_evaluations(tmp_path: Path) -> None:
         ("[]", 'no list "results"'),
         ('{"results": [{"case": 3}]}', 'no list "results"'),
         ('{"results": [{"case": "a"}, {"case": "a"}]}', "the case a twice"),
+        (f'{{"results": [{{"case": "a", "hd_mm": {"9" * 401}}}]}}', "hd_mm of the case a holds '999"),
+        ('{"results": [{"case": "a", "dice": {"1": "high", "mean": null}}]}', "dice of the case a holds 'high'"),
+        ('{"results": [{"case": "a", "dice": [1]}]}', "dice of the case a holds '[1]'"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +184,47 @@ def test_bad_files(tmp_path: Path, content: str, sentence: str, capsys: pytest.C
     bad.write_text(content)
     assert main([str(good), str(bad)]) == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ["", "some text", "case,tre_mm\na,1\n", "case,tre_mm,tre_initial_mm\na,b,1\n"])
+def test_bad_landmarks_for_the_pictures(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write(tmp_path / name, many(0.0)) for name in ("a", "b")]
+    (tmp_path / "b" / "landmarks.csv").write_text(content)
+    assert main([*map(str, files), "--pictures", str(tmp_path / "pictures")]) == 2
+    assert "b/landmarks.csv" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_targets_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write(tmp_path / name, many(0.0)) for name in ("a", "b")]
+    for option, target, sentence in (("--out", tmp_path, "is a folder"), ("--pictures", files[0], "cannot be written")):
+        assert main([*map(str, files), option, str(target)]) == 2
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_pictures_are_of_the_cases_that_both_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the tables are; and "before" is no other evaluation's name."""
+    a = [case("one", 1.0, 0.9), case("two", 1.5, 0.8), case("only a", 1.0, 0.1)]
+    b = [case("two", 2.5, 0.7), case("one", None, None, "broken")]
+    files = [write(tmp_path / "a", a), write(tmp_path / "b", b)]
+    for file, cases, tre in ((files[0], ["one", "two", "two", "only a"], 1.0), (files[1], ["two", "two"], 2.0)):
+        table = pd.DataFrame({"case": cases, "tre_mm": tre, "tre_initial_mm": 7.0})
+        table.to_csv(file.parent / "landmarks.csv", index=False)
+    drawn: dict[str, Any] = {}
+
+    def curves(errors_mm: dict[str, np.ndarray], before_mm: np.ndarray) -> Figure:
+        drawn.update({name: of.tolist() for name, of in errors_mm.items()}, grey=before_mm.tolist())
+        return Figure()
+
+    def boxes(groups: dict[str, Any], title: str) -> Figure:
+        drawn[title] = groups
+        return Figure()
+
+    monkeypatch.setattr("evaluation.pictures.cumulative_errors", curves)
+    monkeypatch.setattr("evaluation.pictures.box_plots", boxes)
+    write_pictures(files, load(files, ["before", "b"]), tmp_path)
+    assert drawn["before"] == [1.0, 1.0] and drawn["b"] == [2.0, 2.0] and drawn["grey"] == [7.0, 7.0]
+    assert drawn["Dice"] == {"before": {"1": [0.8], "mean": [0.8]}, "b": {"1": [0.7], "mean": [0.7]}}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"tre.png", "dice.png"}
 
 
 def test_nothing_in_common(tmp_path: Path) -> None:
@@ -171,6 +245,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.read_text().startswith("## out (1) and out (2)") and not capsys.readouterr().out
     assert sorted(p.name for p in pictures.iterdir()) == ["dice.png", "tre.png"]
     assert all(p.read_bytes()[:4] == b"\x89PNG" for p in pictures.iterdir())
+    names = ["a$x^$", "_\udcff"]  # no formula, nothing hidden, and bytes that are not UTF-8
+    assert main([*map(str, files), "--names", *names, "--out", str(out), "--pictures", str(pictures)]) == 0
+    assert out.read_text().startswith("## a$x^$ and _\\\\udcff")
     assert main([*map(str, files), "--names", "A", "B"]) == 0
     assert "p: A better" in capsys.readouterr().out
     assert main([*map(str, files), "--names", "A"]) == 2

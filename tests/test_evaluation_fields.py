@@ -4,6 +4,8 @@ import gzip
 import itertools
 import re
 import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from evaluation.errors import CaseError
 from evaluation.fields import (
     EMPIRE10,
     axes_of,
+    npz_header,
     read_field,
     same_grid,
     write_empire10,
@@ -24,6 +27,9 @@ from evaluation.fields import (
     write_itk,
     write_learn2reg,
 )
+from evaluation.ground_truth import read_labels
+from evaluation.images import read_image
+from evaluation.pictures import read_scan
 from tests.strategies import as_matrix, grids
 
 ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
@@ -162,6 +168,28 @@ def test_a_file_cut_short(tmp_path: Path, name: str) -> None:
     refused(tmp_path / name, "cannot be read|cut short", blank(OBLIQUE))
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("read", [read_field, read_image, read_labels, lambda path: read_scan(path.parent, "a")])
+def test_a_nifti_file_that_lacks_a_few_voxels(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
+    """Fewer bytes than its header has: SimpleITK reads zeros for them."""
+    image = noise(OBLIQUE) if read is read_field else blank(OBLIQUE)
+    sitk.WriteImage(image, str(tmp_path / "whole.nii"))
+    short = (tmp_path / "whole.nii").read_bytes()[:-100]
+    (tmp_path / name).write_bytes(gzip.compress(short) if name.endswith(".gz") else short)
+    with pytest.raises(CaseError, match="cut short at"):
+        read(tmp_path / name)
+
+
+def test_an_array_of_another_shape_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "disp_1_1.npz"
+    np.savez(path, np.zeros((4, 5, 6, 3), np.float64))
+    assert npz_header(path) == ((4, 5, 6, 3), np.dtype(float))
+    monkeypatch.setattr(np, "load", None)
+    refused(path, "is an array of", blank(OBLIQUE))
+
+
 def test_no_file_and_no_field(tmp_path: Path) -> None:
     refused(tmp_path / "a.mha", "cannot be read")
     sitk.WriteImage(blank(OBLIQUE), str(tmp_path / "scan.mha"))
@@ -177,7 +205,10 @@ def test_learn2reg_fields_that_do_not_fit(tmp_path: Path) -> None:
     refused(path, "expected an image on the fixed grid")
     refused(path, "a vector for each voxel", blank(Grid((5, 5, 5))))
     np.savez(path, np.array(["a"], dtype=object))
-    refused(path, "no array of numbers", blank(OBLIQUE))
+    refused(path, "expected numbers", blank(OBLIQUE))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "no array")
+    refused(path, "cannot be read", blank(OBLIQUE))
     np.savez(path, np.zeros(1), np.zeros(1))
     refused(path, "expected one", blank(OBLIQUE))
 
@@ -188,6 +219,9 @@ def test_empire10_fields_that_do_not_fit(tmp_path: Path) -> None:
     refused(folder, "expected", blank(Grid((5, 5, 5))))
     (folder / "defZ.mhd").unlink()
     refused(folder, "has no defZ.mhd")
+    for name in EMPIRE10:
+        sitk.WriteImage(sitk.Image(5, 5, sitk.sitkFloat32), str(folder / name))
+    refused(folder, "defX.mhd has the size")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -205,13 +239,34 @@ def test_convert_there_and_back(tmp_path: Path) -> None:
     assert sitk.ReadImage(str(tmp_path / "four" / "b.mha")).GetDimension() == 4
 
 
+@pytest.mark.parametrize("name", ["a.mhd", "empire10"])
+def test_convert_leaves_no_half_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Writing fails after the first file of several: what was there before stays as it was."""
+    write_itk(noise(OBLIQUE), tmp_path / "b.mha")
+    assert main([str(tmp_path / "b.mha"), str(tmp_path / name)]) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def fail(image: sitk.Image, path: str) -> None:
+        Path(path).write_text("half a field")
+        raise RuntimeError("disk\nfull")
+
+    monkeypatch.setattr(sitk, "WriteImage", fail)
+    assert main([str(tmp_path / "b.mha"), str(tmp_path / name)]) == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["missing.mha", "b.mha"], "missing.mha: cannot be read"),
         (["a.mha", "b.txt"], "b.txt: is no name for itk"),
+        (["a.mha", "folder.mha"], "folder.mha: is a folder"),
+        (["a.mha", "a.mha/b.mha"], "a.mha: cannot be written"),
+        (["a.mha", "a", "--fixed", "b\udcff.mha"], "b.*: its path is not in UTF-8"),
+        (["a.mha", "b\udcff.mha"], "b.*mha: is not in UTF-8"),
         (["a.mha", "b.mha", "--to", "empire10"], "b.mha: is no name for empire10"),
-        (["a.mha", "b.mha", "--fixed", "missing.mha"], "missing.mha: cannot be read"),
+        (["a.mha", "b.mha", "--fixed", "missing.mha"], "missing.mha cannot be read"),
     ],
 )
 def test_convert_refuses_in_one_sentence(
@@ -219,6 +274,7 @@ def test_convert_refuses_in_one_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_itk(noise(OBLIQUE), tmp_path / "a.mha")
+    (tmp_path / "folder.mha").mkdir()
     assert main(arguments) == 2
     assert re.search(words, capfd.readouterr().err.strip().splitlines()[-1])
     assert not (tmp_path / "b.mha").exists()

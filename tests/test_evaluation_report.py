@@ -16,7 +16,9 @@ import pytest
 import SimpleITK as sitk
 
 from evaluation.cases import Case
+from evaluation.fields import write_learn2reg
 from evaluation.pictures import (
+    BEFORE,
     FOLDING,
     Slices,
     box_plots,
@@ -173,6 +175,17 @@ def test_cumulative_curve_passes_through_the_quantiles() -> None:
     assert "a: 75 % within 75.00 mm" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
 
 
+@pytest.mark.parametrize("name", ["_hidden", "a$x^$", "before"])
+def test_legends_have_every_name_as_it_is(name: str) -> None:
+    curves = cumulative_errors({name: np.arange(9.0)}, np.arange(9.0) + 1)
+    boxes = box_plots({name: {"mean": [0.3, 0.5]}, "b": {"mean": [0.3, 0.9]}}, "Dice")
+    for figure, text in ((curves, f"{name}: 75 % within 6.00 mm"), (boxes, name)):
+        assert svg(figure)
+        assert figure.axes[0].get_legend().get_texts()[0].get_text() == text
+    colours = [line.get_color() for line in curves.axes[0].lines[:4]]
+    assert colours[0] == colours[1] != BEFORE and colours[2] == colours[3] == BEFORE
+
+
 def test_boxes_by_label() -> None:
     results = [{"dice": {"10": 0.1, "2": 0.2, "mean": 0.15}}, {"dice": {"mean": None}}, {"dice": None}]
     values = values_by_label(results, "dice")
@@ -279,7 +292,7 @@ def test_a_broken_picture_is_said_and_the_page_stands(folder: Path) -> None:
     (folder / "truth" / "a" / "moving.mha").write_text("no image")
     case = Case("a", folder / "a.mha", folder / "truth" / "a")
     text = read(write_page(metrics_of([result("a", 4.25)]), landmark_table(), [case], folder)).text
-    assert "No pictures: moving.mha cannot be read" in text and "Definitions" in text
+    assert "No pictures: a/moving.mha cannot be read" in text and "Definitions" in text
 
 
 def test_numbers_sort_as_numbers(tmp_path: Path) -> None:
@@ -312,8 +325,48 @@ def test_command_takes_images_from_elsewhere(folder: Path, capsys: pytest.Captur
     (folder / "metrics.json").write_text(json.dumps(metrics_of([result("a", 4.25)])))
     arguments = [str(folder), "--input", str(folder), "--ground-truth", str(truth)]
     assert main(arguments) == 0
-    assert "warped" not in read(folder / "report.html").text
+    assert "warped M(y)" not in read(folder / "report.html").text
     assert main([*arguments, "--images", str(images.parent)]) == 0
-    assert "warped" in read(folder / "report.html").text
+    assert "warped M(y)" in read(folder / "report.html").text
     assert main([str(images), *arguments[1:]]) == 2
     assert "metrics.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("landmarks.csv", "", "landmarks.csv: cannot be read"),
+        ("landmarks.csv", "x,y,z\n1,2,3\n", "landmarks.csv: has the columns"),
+        ("landmarks.csv", "case,tre_mm,tre_initial_mm\na,b,c\n", "landmarks.csv: holds something that is no number"),
+        ("metrics.json", '{"results": [{"case": "a", "dice": {"1": "x"}}]}', "dice of the case a holds 'x'"),
+    ],
+)
+def test_command_refuses_results_of_others(
+    folder: Path, name: str, content: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "metrics.json").write_text('{"results": [{"case": "a"}]}')
+    arguments = [str(folder), "--input", str(folder), "--ground-truth", str(folder / "truth")]
+    assert main(arguments) == 0  # the aggregates follow from the results
+    assert "1 case, none failed" in read(folder / "report.html").text
+    (folder / name).write_text(content)
+    assert main(arguments) == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_learn2reg_fields_are_shown_as_they_are_measured(folder: Path) -> None:
+    """In voxels of a moving grid that is another: without it, the picture would be of another field."""
+    truth, field = folder / "truth" / "a", sitk.ReadImage(str(folder / "a.mha"))
+    moving = sitk.Image(40, 40, 40, sitk.sitkUInt8)
+    moving.SetOrigin((-30.0, 20.0, 0.0))
+    sitk.WriteImage(moving, str(truth / "moving_lobes.mha"))
+    write_learn2reg(field, folder / "disp_a.npz", moving)
+    by_layout = []
+    for name in ("a.mha", "disp_a.npz"):
+        page = read(
+            write_page(metrics_of([result("a", 4.25)]), pd.DataFrame(), [Case("a", folder / name, truth)], folder)
+        )
+        sources = [a["src"] for tag, a in page.tags if tag == "img" and "jpeg" in (a["src"] or "")]
+        pictures = [base64.b64decode((source or "").split(",")[1]) for source in sources]
+        by_layout.append([matplotlib.image.imread(io.BytesIO(p), format="jpg").astype(int) for p in pictures])
+    assert len(by_layout[0]) == len(by_layout[1]) == 6
+    assert all(np.abs(one - other).max() <= 8 for one, other in zip(*by_layout, strict=True))
