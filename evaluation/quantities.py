@@ -106,7 +106,7 @@ QUANTITIES = (
         "lower",
         4,
         "The share of the voxels inside the fixed lung mask (without one: inside the fixed labels) where the Jacobian "
-        "determinant det(I + ∇u) is 0 or less: there the field turns tissue inside out.",
+        "determinant det(I + ∇u) is 0 or less (but for rounding: 1e-5): there the field turns tissue inside out.",
     ),
     Quantity(
         "folding_percent_all",
