@@ -1,9 +1,9 @@
-# CUDA 12.6 is the newest that still serves a T4 (sm_75), the platform's usual GPU.
-FROM --platform=linux/amd64 pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime
-
-# How the platform calls the image: `exec` starts the entry point once per case. (`invoke` would need a server.)
+# How the platform calls the image. exec: the entry point is started for each case; invoke: it is a server. The label
+# says which, so each is an image of its own; but for these last lines they are the same.
 ARG API_METHOD=exec
-RUN if [ "$API_METHOD" != exec ]; then echo "API_METHOD is '$API_METHOD', expected exec" >&2; exit 1; fi
+
+# CUDA 12.6 is the newest that still serves a T4 (sm_75), the platform's usual GPU.
+FROM --platform=linux/amd64 pytorch/pytorch:2.13.0-cuda12.6-cudnn9-runtime AS common
 
 # The base's Python refuses pip outside a virtual environment (PEP 668). This one sees the base's packages, and so takes
 # its torch with CUDA as it is; pip itself, too, is the base's.
@@ -31,12 +31,20 @@ RUN chmod -R a+rX /opt/app
 
 ARG VERSION=unknown
 ARG REVISION=unknown
-LABEL org.grand-challenge.api-method=$API_METHOD \
-      org.opencontainers.image.title="lung-registration" \
+LABEL org.opencontainers.image.title="lung-registration" \
       org.opencontainers.image.description="Lung CT registration by a multilevel cascade of U-Nets" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version=$VERSION \
       org.opencontainers.image.revision=$REVISION
-
 USER user
+
+FROM common AS api-exec
+LABEL org.grand-challenge.api-method=exec
 ENTRYPOINT ["python", "-m", "algorithm"]
+
+FROM common AS api-invoke
+LABEL org.grand-challenge.api-method=invoke
+EXPOSE 4743
+ENTRYPOINT ["python", "-m", "algorithm", "serve"]
+
+FROM api-$API_METHOD

@@ -1,24 +1,27 @@
-"""Registers two lung CT scans: /input → /output. Exit code 0: done; 2: bad input, a sentence says what; 1: a fault."""
+"""Registers two lung CT scans: /input → /output. Exit code 0: done; 2: bad input, a sentence says what; 1: a fault.
+
+Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
+"""
 
 import sys
 
 from algorithm.deliver import deliver
-from algorithm.errors import exit_code
+from algorithm.errors import exit_code, stopped_by_signals
 from algorithm.images import read_image
 from algorithm.interface import field_layout, image_name, prepare_outputs
-from algorithm.options import Options, parse
+from algorithm.options import Options, parse, parse_serve
 from algorithm.prepare import subject
 from algorithm.register import choose_device, register
 from algorithm.report import Report
-from algorithm.weights import find_weights, load_cascade
+from algorithm.serve import serve
+from algorithm.weights import LoadedCascade, find_weights, load_cascade
 
 
-def run(options: Options) -> None:
+def run(options: Options, weights: LoadedCascade) -> None:
     """One case, from files to files."""
     report = Report()
     inputs = options.inputs()
     outputs = prepare_outputs(options.output, image_name(inputs.fixed))
-    weights = load_cascade(find_weights(options.weights))
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 
@@ -26,15 +29,32 @@ def run(options: Options) -> None:
         fixed_image, moving_image = read_image(inputs.fixed), read_image(inputs.moving)
     with report.timed("lungs"):
         fixed, moving = subject(fixed_image, inputs.fixed_mask), subject(moving_image, inputs.moving_mask)
+    for remark in (*fixed.image.remarks, *moving.image.remarks):
+        report.warn(remark)
     grid, layout = fixed_image.grid, field_layout(options.field_layout, inputs)
     del fixed_image, moving_image  # stored in another order than the subjects', they are copies
     transform = register(fixed, moving, weights.cascade, options.refine, device, report)
-    deliver(outputs, grid, transform, fixed, moving, layout, report)
+    deliver(outputs, grid, transform, fixed, moving, layout, report, options.field_grid)
+
+
+def run_once() -> None:
+    """The case of the command line."""
+    options = parse()
+    with stopped_by_signals():
+        run(options, load_cascade(find_weights(options.weights)))
+
+
+def run_on_request() -> None:
+    """Cases from the same folder, refilled in between; the model is loaded once."""
+    options, port = parse_serve(sys.argv[2:])
+    weights = load_cascade(find_weights(options.weights))
+    weights.cascade.to(choose_device(options.device, Report()))
+    serve(lambda: run(options, weights), port)
 
 
 def main() -> int:
     """Runs the command line; the exit code."""
-    return exit_code(lambda: run(parse()))
+    return exit_code(run_on_request if sys.argv[1:2] == ["serve"] else run_once)
 
 
 if __name__ == "__main__":

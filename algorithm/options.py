@@ -8,18 +8,21 @@ from typing import Literal, get_args, get_origin
 from algorithm import __version__
 from algorithm.errors import InputError
 from algorithm.interface import Inputs, find_inputs
+from algorithm.serve import PORT
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
     "output": "folder for the results",
-    "fixed": "the fixed image, instead of --input; needs --moving",
-    "moving": "the moving image",
+    "fixed": "the fixed image, a file or the folder of a DICOM series, instead of --input; needs --moving",
+    "moving": "the moving image, likewise",
     "fixed_mask": "lung mask of the fixed image, on any grid; made from the HU where it is missing",
     "moving_mask": "lung mask of the moving image",
     "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
     "device": "auto takes the GPU when there is one",
     "refine": "minimisation of the objective for this pair, after the cascade: none, some seconds, or thorough",
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
+    "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
+    "around the fixed lungs only",
 }
 
 
@@ -37,6 +40,7 @@ class Options:
     device: Literal["auto", "cuda", "cpu"] = "auto"
     refine: Literal["off", "fast", "full"] = "full"
     field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
+    field_grid: Literal["fixed", "network"] = "fixed"
 
     def inputs(self) -> Inputs:
         """The files of the case; InputError when they cannot be told."""
@@ -51,11 +55,29 @@ class Options:
 
 def parse(arguments: list[str] | None = None) -> Options:
     """Options from the command line; exits with code 2 and one sentence when they are wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m algorithm",
-        description="Registers a moving to a fixed CT scan of the lungs; writes the displacement field.",
-        allow_abbrev=False,
+    parser = _parser(
+        "python -m algorithm",
+        "Registers a moving to a fixed CT scan of the lungs; writes the displacement field.",
+        "`python -m algorithm serve` does so on request, case by case: grand-challenge.org's invoke method.",
     )
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def parse_serve(arguments: list[str]) -> tuple[Options, int]:
+    """The same for what follows ``serve``, and the port."""
+    parser = _parser(
+        "python -m algorithm serve",
+        "A server that registers --input into --output at each POST /invoke; GET /health says when it is ready.",
+    )
+    parser.add_argument("--port", type=int, default=PORT, help=f"on all interfaces (default: {PORT})")
+    values = vars(parser.parse_args(arguments))
+    port: int = values.pop("port")
+    return Options(**values), port
+
+
+def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser for the fields of `Options`."""
+    parser = argparse.ArgumentParser(prog=program, description=description, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=__version__)
     for entry in fields(Options):
         choices = get_args(entry.type) if get_origin(entry.type) is Literal else None
@@ -66,4 +88,4 @@ def parse(arguments: list[str] | None = None) -> Options:
             default=entry.default,
             help=HELP[entry.name] + (f" (default: {entry.default})" if entry.default else ""),
         )
-    return Options(**vars(parser.parse_args(arguments)))
+    return parser

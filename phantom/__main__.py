@@ -1,8 +1,8 @@
-"""Writes a phantom pair with its exact motion: ``python -m phantom OUT``.
+"""Writes a phantom pair with its exact motion: ``python -m phantom OUT [--inputs FORM...] [--masks]``.
 
 OUT gets fixed.mha and moving.mha (HU, int16), fixed_lobes.mha and moving_lobes.mha (uint8), displacement_field.mha (mm,
 LPS, on the fixed grid), fixed_landmarks.csv and moving_landmarks.csv (header x,y,z; mm, LPS; row by row the same
-point).
+point); for each FORM of `phantom.forms`, inputs/FORM/ is the pair as an /input folder, with lung masks if asked for.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.images import write_field, write_image
+from phantom.forms import FORMS, write_input
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from phantom.shapes import Lungs
 
@@ -31,9 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when the pair is written; 2 after bad arguments, said in one sentence."""
     options = vars(_parser().parse_args(arguments))
     out, size, moving_size = options.pop("out"), options.pop("size"), options.pop("moving_size")
+    forms, masks = options.pop("inputs"), options.pop("masks")
     try:
         fixed_grid, moving_grid = chest_grid(tuple(size)), chest_grid(tuple(moving_size or size))
         write_pair(out, make_pair(PhantomSettings(fixed_grid=fixed_grid, moving_grid=moving_grid, **options)))
+        for form in forms:
+            write_input(out / "inputs" / form, form, input_files(out, masks))
     except (InputError, OSError) as error:
         log.error("%s", error)
         return 2
@@ -53,6 +57,12 @@ def write_pair(out: Path, pair: PhantomPair) -> None:
     log.info("%d landmarks in %s", len(pair.fixed_landmarks_mm), out)
 
 
+def input_files(out: Path, masks: bool) -> dict[str, Path]:
+    """The written images by their roles in /input. The lobes serve as lung masks: what is not 0 is lung."""
+    files = {"fixed": out / "fixed.mha", "moving": out / "moving.mha"}
+    return files | ({"fixed-mask": out / "fixed_lobes.mha", "moving-mask": out / "moving_lobes.mha"} if masks else {})
+
+
 def _write_points(path: Path, points_mm: Float[np.ndarray, "n 3"]) -> None:
     pd.DataFrame(points_mm, columns=["x", "y", "z"]).to_csv(path, index=False, float_format="%.4f")
 
@@ -67,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, size, image in (("--size", DEFAULT.fixed_grid.size, "fixed"), ("--moving-size", None, "moving")):
         text = f"voxels over the chest, {image} image (default: {size or 'as --size'})"
         parser.add_argument(name, type=int, nargs=3, metavar=("X", "Y", "Z"), default=size, help=text)
+    parser.add_argument("--inputs", choices=FORMS, nargs="+", default=[], help="the pair as /input folders, too")
+    parser.add_argument("--masks", action="store_true", help="with lung masks")
     parser.add_argument("--seed", type=int, default=DEFAULT.seed)
     parser.add_argument("--landmarks", type=int, default=DEFAULT.landmarks, help="at most so many")
     parser.add_argument("--fixed-phase", choices=("inhale", "exhale"), default=DEFAULT.fixed_phase)

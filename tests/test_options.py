@@ -21,11 +21,12 @@ def test_without_options_it_runs_as_the_platform_wants_it() -> None:
 
 def test_every_field_is_an_option_with_a_help_text() -> None:
     assert {entry.name for entry in fields(Options)} == HELP.keys()
-    paths = {name: f"/some/{name}" for name in HELP if name not in ("device", "refine", "field_layout")}
+    choices = ("device", "refine", "field_layout", "field_grid")
+    paths = {name: f"/some/{name}" for name in HELP if name not in choices}
     arguments = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
-    options = parse([*arguments, "--device", "cpu", "--refine=off", "--field-layout", "itk"])
+    options = parse([*arguments, "--device", "cpu", "--refine=off", "--field-layout", "itk", "--field-grid=network"])
     assert {name: str(getattr(options, name)) for name in paths} == paths
-    assert (options.device, options.refine, options.field_layout) == ("cpu", "off", "itk")
+    assert tuple(getattr(options, name) for name in choices) == ("cpu", "off", "itk", "network")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_every_field_is_an_option_with_a_help_text() -> None:
         (["--refine", "nonsense"], "--refine: invalid choice: 'nonsense'"),
         (["--device=nonsense"], "--device: invalid choice: 'nonsense'"),
         (["--field-layout=ants"], "--field-layout: invalid choice: 'ants'"),
+        (["--field-grid=moving"], "--field-grid: invalid choice: 'moving'"),
         (["--output"], "--output"),
         (["--out=x"], "--out=x"),  # no abbreviations: they would change their meaning with the next option
         (["--fixed=a.mha"], "--moving is missing"),

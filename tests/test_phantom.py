@@ -1,5 +1,7 @@
 """The phantom: its truth is exact, its images follow from it, and each setting does what it says."""
 
+import json
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +17,10 @@ from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.geometry import Affine, compose, displacement_at, jacobian_determinant, warp
+from algorithm.interface import find_inputs
 from phantom import PhantomPair, PhantomSettings, chest_grid, make_pair, shapes
 from phantom.__main__ import main
+from phantom.forms import FORMS, write_input
 from phantom.motion import Breathing
 from phantom.trees import Branches, Tubes, grow_tree
 
@@ -380,6 +384,49 @@ def test_written_pair_opens_in_simpleitk(tmp_path: Path) -> None:
     ):
         image = sitk.ReadImage(out / f"{name}.mha")
         assert (image.GetPixelID(), image.GetSize()) == (kind, size)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_pair_is_written_as_input_folders(tmp_path: Path, masks: bool) -> None:
+    arguments = [str(tmp_path), "--size", "12", "10", "11", "--inputs", *FORMS, *(["--masks"] if masks else [])]
+    assert main(arguments) == 0
+    for form in FORMS:
+        found = find_inputs(tmp_path / "inputs" / form)
+        assert found.fixed.read_bytes() == (tmp_path / "fixed.mha").read_bytes()
+        assert found.moving.read_bytes() == (tmp_path / "moving.mha").read_bytes()
+        given = [mask.read_bytes() for mask in (found.fixed_mask, found.moving_mask) if mask]
+        lobes = [(tmp_path / f"{name}_lobes.mha").read_bytes() for name in ("fixed", "moving")]
+        assert given == (lobes if masks else [])
+        assert found.platform == (form in ("socket", "interface"))
+
+
+def test_platform_files_are_complete(tmp_path: Path) -> None:
+    """The entries by the letter, since the algorithm reads only some of what they say."""
+    files = {role: tmp_path / "scan.mha" for role in ("fixed", "moving-mask")}
+    (tmp_path / "scan.mha").touch()
+    for form, keys in (("socket", ("socket", "interface")), ("interface", ("interface",))):
+        for _ in range(2):  # the second time over what is there
+            write_input(tmp_path / form, form, files)
+        fixed, mask = json.loads((tmp_path / form / "inputs.json").read_text())
+        assert fixed.keys() == {"pk", "value", "file", "image", *keys}
+        for key in keys:
+            assert fixed[key] == {
+                "pk": 1,
+                "title": "Fixed image",
+                "slug": "fixed-image",
+                "kind": "Image",
+                "super_kind": "Image",
+                "relative_path": "images/fixed",
+                "description": "",
+                "default_value": None,
+                "overlay_segments": [],
+                "look_up_table": None,
+            }
+        assert (mask["interface"]["slug"], mask["interface"]["kind"]) == ("moving-mask", "Segmentation")
+        assert [path.name for path in (tmp_path / form / "images" / "fixed").iterdir()] == [
+            f"{fixed['image']['pk']}.mha"
+        ]
+        assert str(uuid.UUID(fixed["image"]["pk"])) == fixed["image"]["pk"]
 
 
 def test_command_says_what_is_wrong(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

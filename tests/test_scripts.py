@@ -1,13 +1,17 @@
-"""register.sh and setup_venv.sh, with a stand-in for Python that writes down how it was called."""
+"""register.sh, setup_venv.sh, build.sh, with stand-ins for Python and docker that write down how they were called."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from algorithm import __version__
+
 ROOT = Path(__file__).parent.parent
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 PYTHON = """#!/bin/bash
 printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
 case "$*" in
@@ -17,19 +21,25 @@ case "$*" in
   *"-m algorithm"*) exit "${ALGORITHM_EXIT:-0}";;
 esac
 """
+DOCKER = """#!/bin/bash
+printf '%s|' "$@" >>"$CALLS"; echo >>"$CALLS"
+"""
 
 
 class Sandbox:
-    """A copy of the scripts in a folder whose name holds a space, where `python3.11` is the stand-in."""
+    """A copy of the scripts in a folder whose name holds a space, where `python3.11` and `docker` are the stand-ins."""
 
     def __init__(self, folder: Path) -> None:
         self.root, self.bin, self.calls_file = folder / "the project", folder / "bin", folder / "calls"
         self.root.mkdir()
         self.bin.mkdir()
-        for name in ("register.sh", "setup_venv.sh", "requirements.txt", "requirements-dev.txt"):
+        for name in ("register.sh", "setup_venv.sh", "build.sh", "requirements.txt", "requirements-dev.txt"):
             shutil.copy(ROOT / name, self.root)
-        (self.bin / "python3.11").write_text(PYTHON)
-        (self.bin / "python3.11").chmod(0o755)
+        (self.root / "algorithm").mkdir()
+        shutil.copy(ROOT / "algorithm" / "__init__.py", self.root / "algorithm")
+        for name, content in (("python3.11", PYTHON), ("docker", DOCKER)):
+            (self.bin / name).write_text(content)
+            (self.bin / name).chmod(0o755)
 
     def run(self, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs a script from another folder; `self.calls` are then Python's calls, each a list of arguments."""
@@ -146,3 +156,33 @@ def test_setup_says_what_is_missing(sandbox: Sandbox) -> None:
     assert "3.11 or newer" in done.stderr
     assert "Python 3.9.2" in done.stderr
     assert not (sandbox.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "tag", "method"),
+    [
+        ([], {}, "lung-registration", "exec"),
+        (["mine:1"], {"API_METHOD": ""}, "mine:1", "exec"),
+        (["mine:1"], {"API_METHOD": "invoke"}, "mine:1", "invoke"),
+    ],
+)
+def test_build_passes_on_tag_and_method(
+    sandbox: Sandbox, arguments: list[str], environment: dict[str, str], tag: str, method: str
+) -> None:
+    done = sandbox.run("build.sh", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    (call,) = sandbox.calls
+    assert call[0] == "build" and call[-3:] == ["--tag", tag, "."]
+    assert {f"API_METHOD={method}", f"VERSION={__version__}"} <= set(call)
+
+
+def test_build_refuses_another_method(sandbox: Sandbox) -> None:
+    """The platform takes only images whose label is one of the two."""
+    done = sandbox.run("build.sh", API_METHOD="server")
+    assert (done.returncode, sandbox.calls) == (2, [])
+    assert "'server', expected exec or invoke" in done.stderr
+    stages = re.findall(
+        r"^FROM .* AS api-(\S+)\n(?:.*\n)*?LABEL org.grand-challenge.api-method=(\S+)", DOCKERFILE, re.M
+    )
+    assert stages == [("exec", "exec"), ("invoke", "invoke")]
+    assert DOCKERFILE.rstrip().endswith("FROM api-$API_METHOD")
