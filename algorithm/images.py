@@ -1,7 +1,8 @@
-"""The door: scans, masks and fields read from files, checked, and written. The only module that uses SimpleITK.
+"""The door: scans, masks and fields read from files, checked, and written.
 
-Reading goes through SimpleITK, but trusts neither the header nor the voxels. Writing is our own: a MetaImage header and
-raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
+Only here and in `algorithm.dicom` is SimpleITK used. Reading goes through it, but trusts neither the header nor the
+voxels. Writing is our own: a MetaImage header and raw little-endian slabs, because SimpleITK cannot stream and a
+full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
 """
 
 import itertools
@@ -13,7 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -23,8 +24,10 @@ import torch
 from jaxtyping import Bool, Float32, Int16, Shaped
 from torch import Tensor
 
+from algorithm.dicom import find_series
 from algorithm.errors import InputError
-from algorithm.geometry import Grid, Matrix, canonical_axes, restored
+from algorithm.geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
+from algorithm.network import AIR_HU
 
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
@@ -47,6 +50,9 @@ MAX_SKEW = 1e-3
 EXACT_SKEW = 1e-6
 """Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
 
+MOST_MISSING = 0.5
+"""A larger share of NaN and ±inf is no scan any more."""
+
 PARTIAL = ".{}.partial"
 """Name of a file that is being written."""
 
@@ -63,6 +69,9 @@ class Image:
     voxels: Int16[Tensor, "1 1 z y x"] | Float32[Tensor, "1 1 z y x"]
     grid: Grid
     path: Path
+    """Or the folder, for DICOM."""
+    remarks: tuple[str, ...] = ()
+    """A sentence for everything in which the voxels differ from what was stored, for the user to read."""
 
 
 def ending(path: Path) -> str | None:
@@ -77,16 +86,25 @@ def ending(path: Path) -> str | None:
 
 
 def read_image(path: Path) -> Image:
-    """A 3-D scalar scan; int16 when its values are integers that fit, else float32.
+    """A 3-D scalar scan from a file, or from a folder with one DICOM series; int16 when its values are integers, else
+    float32.
 
-    The header is checked before the voxels are read. InputError when the file is missing, unreadable, damaged, not
-    3-D (a fourth axis of one is dropped), not scalar, oddly spaced, skewed, too small, too large or holds NaN or ±inf.
+    Values beyond the range of int16 are clipped to it, NaN and ±inf become air (-1000); `Image.remarks` says so.
+    Whether the values are HU is not asked here, see `algorithm.intensities`. The header is checked before the voxels
+    are read. InputError when the file is missing, unreadable, damaged, not 3-D (a fourth axis of one is dropped), not
+    scalar, oddly spaced, skewed, too small, too large or holds more NaN and ±inf than numbers; for DICOM also as in
+    `algorithm.dicom.find_series`.
     """
-    reader = _open(path)
-    grid = _scan_grid(path, reader)
-    stored = _execute(path, reader)
-    voxels = _values(path, sitk.GetArrayViewFromImage(stored).reshape(grid.shape))
-    return Image(voxels[None, None], grid, path)
+    if _is_folder(path):
+        series = find_series(path)
+        grid = _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
+        voxels, remarks = _values(path, series.read())
+    else:
+        reader = _open(path)
+        grid = _scan_grid(path, reader)
+        stored = _execute(path, reader)
+        voxels, remarks = _values(path, sitk.GetArrayViewFromImage(stored).reshape(grid.shape))
+    return Image(voxels[None, None], grid, path, remarks)
 
 
 def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
@@ -110,7 +128,7 @@ def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
             f"{path}: has size {size} and {components} component(s), "
             "expected a displacement field: 3-D with 3 components, or 4-D with 3 as its last size"
         )
-    grid = _grid(path, reader)
+    grid = _grid(path, *_geometry(reader))
     stored = _execute(path, reader)
     voxels = sitk.GetArrayViewFromImage(stored)
     if vectors:
@@ -118,15 +136,25 @@ def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
     displacement = np.empty((3, *grid.shape), dtype=np.float32)
     with np.errstate(over="ignore"):
         displacement[:] = voxels
-    _check_finite(path, sum(_count_non_finite(plane) for component in displacement for plane in component))
+    if count := sum(_count_non_finite(plane) for component in displacement for plane in component):
+        raise InputError(f"{path}: {count} value(s) are NaN or infinite, expected finite numbers")
     return torch.from_numpy(displacement)[None], grid
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):  # what cannot be looked at is refused when it is opened
+        return path.is_dir()
+    return False
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header; any trouble with the file itself is an InputError."""
     kind = ending(path)
     if kind is None:
-        raise InputError(f"{path}: is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}")
+        raise InputError(
+            f"{path}: is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}; "
+            "DICOM is given as the folder of a series"
+        )
     try:
         str(path).encode()  # SimpleITK aborts the process on names that are not UTF-8
         with path.open("rb"):
@@ -137,6 +165,8 @@ def _open(path: Path) -> sitk.ImageFileReader:
         raise InputError(f"{str(path)!a}: has a name that is not UTF-8, expected one that is") from error
     if ENDINGS[kind] == "NiftiImageIO":
         _check_nifti(path)
+    if ENDINGS[kind] == "MetaImageIO":
+        _check_meta(path)
     reader = sitk.ImageFileReader()
     reader.SetImageIO(ENDINGS[kind])  # else capital endings are unknown, and a wrong ending is guessed around
     reader.SetFileName(str(path))
@@ -163,19 +193,32 @@ def _check_nifti(path: Path) -> None:
         raise InputError(f"{path}: has a spacing of {spacing}, expected positive numbers")
 
 
-def _grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
-    """The first three axes of the header; InputError when they span no volume or are skewed."""
+def _check_meta(path: Path) -> None:
+    """InputError for a number of axes that would make ITK write beyond its arrays."""
+    header, _, _ = _head(path).partition(b"ElementDataFile")
+    for axes in re.findall(rb"(?m)^\s*NDims\s*[=:]?\s*(.*?)\s*$", header):
+        if not re.fullmatch(rb"[1-9]", axes):
+            raise InputError(
+                f"{path}: has no readable header (NDims is {os.fsdecode(axes)[:20]!a}), "
+                f"expected a valid {ending(path)} file"
+            )
+
+
+def _geometry(reader: sitk.ImageFileReader) -> tuple[Size, Vector, Vector, np.ndarray]:
+    """Size, spacing, origin and direction along the first three axes of the header."""
     n = reader.GetDimension()
-    x, y, z = reader.GetSize()[:3]
-    sx, sy, sz = spacing = reader.GetSpacing()[:3]
-    ox, oy, oz = origin = reader.GetOrigin()[:3]
-    if not all(math.isfinite(v) for v in (*spacing, *origin)) or min(spacing) <= 0 or min(x, y, z) < 1:
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    return reader.GetSize()[:3], reader.GetSpacing()[:3], reader.GetOrigin()[:3], direction
+
+
+def _grid(path: Path, size: Size, spacing: Vector, origin: Vector, direction: np.ndarray) -> Grid:
+    """InputError when the axes span no volume or are skewed."""
+    if not all(math.isfinite(v) for v in (*spacing, *origin)) or min(spacing) <= 0 or min(size) < 1:
         raise InputError(
-            f"{path}: has size {(x, y, z)}, spacing {spacing} mm and origin {origin} mm, "
+            f"{path}: has size {size}, spacing {spacing} mm and origin {origin} mm, "
             "expected positive sizes and spacings and a finite origin"
         )
-    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
-    return Grid((x, y, z), (sx, sy, sz), (ox, oy, oz), _orthonormal(path, direction))
+    return Grid(size, spacing, origin, _orthonormal(path, direction))
 
 
 def _orthonormal(path: Path, direction: np.ndarray) -> Matrix:
@@ -198,9 +241,14 @@ def _scan_grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
         raise InputError(f"{path}: has {len(size)} axes, of size {size}, expected a 3-D image")
     if reader.GetNumberOfComponents() != 1:
         raise InputError(f"{path}: has {reader.GetNumberOfComponents()} values per voxel, expected one")
+    return _chest_grid(path, *_geometry(reader))
+
+
+def _chest_grid(path: Path, size: Size, spacing: Vector, origin: Vector, direction: np.ndarray) -> Grid:
+    """The same from the parts of a header."""
     if math.prod(size) > MAX_VOXELS:
-        raise InputError(f"{path}: has {size[:3]} voxels, expected at most 2^31 in all")
-    grid = _grid(path, reader)
+        raise InputError(f"{path}: has {size} voxels, expected at most 2^31 in all")
+    grid = _grid(path, size, spacing, origin, direction)
     low, high = SPACING_MM
     if min(grid.spacing) < low or max(grid.spacing) > high:
         raise InputError(f"{path}: has a spacing of {grid.spacing} mm, expected {low} to {high} mm")
@@ -223,29 +271,50 @@ def _execute(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
     return stored
 
 
-def _values(path: Path, voxels: np.ndarray) -> Int16[Tensor, "z y x"] | Float32[Tensor, "z y x"]:
-    """A copy in int16 where that loses nothing, else in float32; plane by plane, as scans can be large."""
+def _values(
+    path: Path, stored: Shaped[np.ndarray, "z y x"]
+) -> tuple[Int16[Tensor, "z y x"] | Float32[Tensor, "z y x"], tuple[str, ...]]:
+    """The values, int16 where they are integers, else float32, and remarks on what was changed.
+
+    A copy, unless ``stored`` is an int16 array that owns its memory. Plane by plane, as scans can be large.
+    """
+    if stored.dtype == np.int16:
+        return torch.from_numpy(np.require(stored, requirements=("C", "OWNDATA"))), ()
+    missing, beyond, whole = 0, 0, True
+    for plane in stored:
+        finite = _finite(plane)
+        tamed = _tamed(plane, finite)
+        missing += plane.size - int(finite.sum())
+        beyond += int((finite & (plane != tamed)).sum())
+        whole = whole and (plane.dtype.kind in "iu" or bool((tamed == np.rint(tamed)).all()))
+    if missing > MOST_MISSING * stored.size:
+        raise InputError(f"{path}: {missing} of {stored.size} values are NaN or infinite, expected finite numbers")
+    voxels = np.empty(stored.shape, np.int16 if whole else np.float32)
+    for target, plane in zip(voxels, stored, strict=True):
+        target[:] = _tamed(plane, _finite(plane))
+    missed = f"{path.name}: {missing} of {stored.size} values are NaN or infinite; they were taken for air."
+    clipped = f"{path.name}: {beyond} value(s) outside -32768 to 32767 were clipped."
+    return torch.from_numpy(voxels), tuple(text for count, text in ((missing, missed), (beyond, clipped)) if count)
+
+
+def _finite(plane: np.ndarray) -> np.ndarray:
+    """Where the values are finite in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
-        if voxels.dtype.kind == "f":
-            _check_finite(path, sum(_count_non_finite(plane.astype(np.float32)) for plane in voxels))
-        whole = all(_fits_int16(plane) for plane in voxels)
-        return torch.from_numpy(voxels.astype(np.int16 if whole else np.float32))
+        return np.isfinite(plane.astype(np.float32, copy=False))
 
 
-def _fits_int16(plane: np.ndarray) -> bool:
-    limits = np.iinfo(np.int16)
-    if plane.min() < limits.min or plane.max() > limits.max:
-        return False
-    return plane.dtype.kind in "iu" or bool((plane == np.rint(plane)).all())
+def _tamed(plane: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    """Air where the values are not finite, the others clipped to the range of int16; the type is kept."""
+    if plane.dtype.itemsize == 1:
+        return plane
+    if plane.dtype.kind == "f":
+        plane = np.where(finite, plane, plane.dtype.type(AIR_HU))
+    low, high = (0, 2**15 - 1) if plane.dtype.kind == "u" else (-(2**15), 2**15 - 1)
+    return plane.clip(low, high)
 
 
 def _count_non_finite(plane: np.ndarray) -> int:
     return plane.size - int(np.isfinite(plane).sum())
-
-
-def _check_finite(path: Path, count: int) -> None:
-    if count:
-        raise InputError(f"{path}: {count} value(s) are NaN or infinite, expected finite numbers")
 
 
 # --- is the file whole? ----------------------------------------------------------------------------------------------
@@ -324,7 +393,7 @@ def _nifti_header(path: Path) -> tuple[tuple[float, ...], int]:
     """Spacing, and length in bytes of the whole file once inflated, as a NIfTI-1 or -2 header has them."""
     head = _head(path)
     with suppress(zlib.error):  # then the size below is wrong
-        head = zlib.decompressobj(wbits=_ZLIB_OR_GZIP).decompress(head, _BLOCK) if head[:2] == _GZIP else head
+        head = zlib.decompressobj(wbits=_ZLIB_OR_GZIP).decompress(head, 540) if head[:2] == _GZIP else head
     for order, header_size in itertools.product("<>", (348, 540)):
         if len(head) >= header_size and struct.unpack_from(order + "i", head)[0] == header_size:
             break
@@ -335,6 +404,8 @@ def _nifti_header(path: Path) -> tuple[tuple[float, ...], int]:
     if header_size == 540:
         fields = (("8q", 16), ("8d", 104), ("h", 14), ("q", 168))
     dim, spacing, (bits,), (start,) = (struct.unpack_from(order + form, head, place) for form, place in fields)
+    if not math.isfinite(start):
+        raise InputError(f"{path}: has no readable header (voxels at {start}), expected a valid {ending(path)} file")
     sizes: tuple[int, ...] = dim[1 : dim[0] + 1]
     return spacing[1:4], int(start) + math.prod(sizes) * int(bits) // 8
 
@@ -351,7 +422,7 @@ def canonical(image: Image) -> Image:
     # tensor dimension 4 - a holds axis a
     voxels = image.voxels.permute(0, 1, *(4 - axes[a] for a in (2, 1, 0)))
     voxels = voxels.flip([4 - a for a in range(3) if flips[a]]) if any(flips) else voxels
-    return Image(voxels.contiguous(), restored(image.grid, axes, flips), image.path)
+    return replace(image, voxels=voxels.contiguous(), grid=restored(image.grid, axes, flips))
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

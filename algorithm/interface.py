@@ -1,7 +1,9 @@
 """What /input and /output look like: grand-challenge.org's files, and plain folders for everyone else."""
 
+import fcntl
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from algorithm.dicom import holds_dicom
 from algorithm.errors import InputError
 from algorithm.images import ENDINGS, PARTIAL, Layout, atomically, ending
 
@@ -22,7 +25,7 @@ REQUIRED = ("fixed", "moving")
 
 @dataclass(frozen=True)
 class Inputs:
-    """The files of one case."""
+    """The files of one case; a scan may also be a folder with a DICOM series."""
 
     fixed: Path
     moving: Path
@@ -47,19 +50,22 @@ class Outputs:
 def find_inputs(root: Path) -> Inputs:
     """The files under ``root``, by the first of these that is there.
 
-    ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, and
-    likewise for moving; ``fixed.*`` and ``moving.*``. Masks: ``fixed-mask``, ``moving-mask`` in the same way.
-    InputError when there is none, or more than one image for a role. ``root`` may be a symbolic link.
+    ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, or
+    with the files of one DICOM series, and likewise for moving; ``fixed.*`` and ``moving.*``, or such folders of DICOM
+    files. Masks: ``fixed-mask``, ``moving-mask`` in the same way, but always as one image. InputError when there is
+    none, or more than one image for a role. ``root`` may be a symbolic link.
     """
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder, expected one with a fixed and a moving image")
     if (root / "inputs.json").exists():
         found = _from_platform(root)
         return Inputs(found["fixed"], found["moving"], found.get("fixed-mask"), found.get("moving-mask"), True)
-    in_folders = {role: _images(root / "images" / role) for role in SLUGS}
+    in_folders = {role: _candidates(root / "images" / role, role) for role in SLUGS}
     for role in REQUIRED:
-        in_folders[role] += _images(root / "images" / SLUGS[role])
+        in_folders[role] += _candidates(root / "images" / SLUGS[role], role)
     by_name = {role: [p for p in _images(root) if image_name(p).replace("_", "-") == role] for role in SLUGS}
+    for role in REQUIRED:
+        by_name[role] += _dicom(root / role)
     candidates = in_folders if any(in_folders[role] for role in REQUIRED) else by_name
     fixed, moving = (_single(root, role, candidates[role]) for role in REQUIRED)
     fixed_mask, moving_mask = (
@@ -69,8 +75,9 @@ def find_inputs(root: Path) -> Inputs:
 
 
 def image_name(path: Path) -> str:
-    """The file name without its ending: ``case.nii.gz`` gives ``case``."""
-    return path.name[: len(path.name) - len(ending(path) or "")]
+    """The file name without its ending: ``case.nii.gz`` gives ``case``; the name of a folder (DICOM)."""
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return name[: len(name) - len(ending(path) or "")]
 
 
 def _from_platform(root: Path) -> dict[str, Path]:
@@ -85,7 +92,7 @@ def _from_platform(root: Path) -> dict[str, Path]:
     found = {}
     for role, slug in SLUGS.items():
         if slug in sockets:
-            found[role] = _single(root, role, _images(root / sockets[slug]), sockets[slug])
+            found[role] = _single(root, role, _candidates(root / sockets[slug], role), sockets[slug])
     return found
 
 
@@ -111,6 +118,15 @@ def _sockets(file: Path) -> dict[str, str]:
             raise InputError(f"{file}: has several entries for {slug}, expected one")
         sockets[slug] = relative
     return sockets
+
+
+def _candidates(folder: Path, role: str) -> list[Path]:
+    """The images in the folder, and the folder itself when a DICOM series may lie in it and the role is a scan's."""
+    return _images(folder) + (_dicom(folder) if role in REQUIRED else [])
+
+
+def _dicom(folder: Path) -> list[Path]:
+    return [folder] if folder.is_dir() and holds_dicom(folder) else []
 
 
 def _images(folder: Path) -> list[Path]:
@@ -179,18 +195,43 @@ def sole_image(path: Path) -> Iterator[Path]:
     Images of earlier runs, and parts of those that were killed, go only after the body has ended well; if it has not,
     folders made here go instead.
     """
-    made = [folder for folder in path.parents if not folder.exists()]  # innermost first
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with _made(path.parent):
         yield path
-    except BaseException:
-        for folder in made:
-            with suppress(OSError):  # another output may be there by now
-                folder.rmdir()
-        raise
     for other in (*_images(path.parent), *path.parent.glob(PARTIAL.format("*"))):
         if other != path:
             other.unlink()
+
+
+@contextmanager
+def sole_writer(root: Path) -> Iterator[None]:
+    """Makes the folder. Of several processes that write there, one at a time runs the body; the others wait.
+
+    So the results of one run stay together, where the file system knows locks. Parts of a killed run's file go.
+    """
+    with _made(root):
+        lock = os.open(root, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for partial in root.glob(PARTIAL.format("*")):
+                partial.unlink()
+            yield
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is made, and those above it; when the body fails, those made here go again if they are empty."""
+    made = [f for f in (folder, *folder.parents) if not f.exists()]  # innermost first
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for new in made:
+            with suppress(OSError):  # another output may be there by now
+                new.rmdir()
+        raise
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

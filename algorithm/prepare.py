@@ -11,6 +11,7 @@ from torch import Tensor
 from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, resample_image, validity
 from algorithm.images import Image, canonical, read_mask
+from algorithm.intensities import in_hounsfield_units
 from algorithm.lungs import SMALLEST_LITRES, LungMask, crop_grid, lung_mask
 from algorithm.network import AIR_HU
 from algorithm.prealign import PrealignSettings, Scan, prealign
@@ -78,11 +79,11 @@ def given_lungs(path: Path | None, image: Image) -> LungMask | None:
 
 
 def subject(image: Image, mask: Path | None) -> Subject:
-    """An image in canonical storage order with its lungs, from the file ``mask`` or else from the HU.
+    """An image in HU and canonical storage order with its lungs, from the file ``mask`` or else from the HU.
 
-    InputError where there is no lung, or the mask is not that image's.
+    InputError where the values cannot be HU, where there is no lung, or the mask is not that image's.
     """
-    image = canonical(image)
+    image = in_hounsfield_units(canonical(image))
     return Subject(image, given_lungs(mask, image) or lung_mask(image.voxels, image.grid, str(image.path)))
 
 

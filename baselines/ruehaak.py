@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
         fixed_image, moving_image = read_image(arguments.fixed), read_image(arguments.moving)
     with report.timed("lungs"):
         fixed, moving = subject(fixed_image, None), subject(moving_image, None)
+    for remark in (*fixed.image.remarks, *moving.image.remarks):
+        report.warn(remark)
     transform = register(fixed, moving, device, report)
     deliver(outputs, fixed_image.grid, transform, fixed, moving, arguments.field_layout, report)
 

@@ -13,6 +13,7 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.weights import FILE, MANIFEST
+from tests.dicom_series import write_series
 from tests.running import call_main, files_below, pair_options
 
 ROOT = Path(__file__).parent.parent
@@ -54,10 +55,22 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def with_nan(path: Path) -> None:
+def mostly_nan(path: Path) -> None:
     voxels = np.full((34, 30, 36), -500, dtype=np.float32)
-    voxels[3, 4, 5] = np.nan
+    voxels[:20] = np.nan
     write(path, voxels)
+
+
+def scaled(low: float, high: float) -> Callable[[Path], None]:
+    """Air to bone as a chest has them, but not in HU."""
+    shares = np.linspace(0, 1, 34 * 30 * 36, dtype=np.float32).reshape(34, 30, 36)
+    return lambda path: write(path, low + (high - low) * shares)
+
+
+def two_dicom_series(path: Path) -> None:
+    for number in (1, 2):
+        image = sitk.GetImageFromArray(NOISE[:2])
+        write_series(path, image, {"0020|000e": f"1.2.{number}"}, f"{number}{{}}.dcm")
 
 
 NOISE = np.random.default_rng(0).integers(-1000, 200, size=(20, 20, 20), dtype=np.int16)
@@ -65,14 +78,18 @@ BAD_SCANS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "cannot be opened"),
     "garbage": (lambda path: path.write_bytes(bytes(range(256)) * 40), "no readable header"),
     "empty": (lambda path: path.touch(), "no readable header"),
-    "a folder": (lambda path: path.mkdir(), "cannot be opened"),
+    "an empty folder": (lambda path: path.mkdir(), "no DICOM image"),
+    "two DICOM series": (two_dicom_series, "2 DICOM series"),
     "truncated": (truncated, "cannot be read"),
     "2-D": (lambda path: write(path, NOISE[0]), "expected a 3-D image"),
     "vectors": (lambda path: write(path, np.stack([NOISE] * 3, axis=-1), vector=True), "values per voxel"),
     "4-D": (lambda path: write(path, np.stack([NOISE] * 2)), "expected a 3-D image"),
     "air": (constant(-1000), "holds no lung"),
     "water": (constant(0), "holds no lung"),
-    "NaN": (with_nan, "NaN"),
+    "mostly NaN": (mostly_nan, "NaN"),
+    "0 to 1": (scaled(0.0, 1.0), "expected Hounsfield units"),
+    "0 to 255": (scaled(0.0, 255.0), "expected Hounsfield units"),
+    "inverted": (scaled(1000.0, -400.0), "sign"),
     "spacing in metres": (lambda path: write(path, NOISE, (0.008, 0.008, 0.008)), "spacing"),
     "spacing in micrometres": (lambda path: write(path, NOISE, (8000.0, 8000.0, 8000.0)), "spacing"),
     "too small": (lambda path: write(path, NOISE[:8]), "at least 16 voxels"),
@@ -130,7 +147,7 @@ def test_unknown_ending(tmp_path: Path, example: Path, small_weights: Path, capf
     shutil.copy(example / "fixed.mha", tmp_path / "fixed.dcm")
     options = pair_options(example, tmp_path / "out", small_weights)
     message = refusal(capfd, tmp_path / "out", *options, f"--fixed={tmp_path / 'fixed.dcm'}")
-    assert "fixed.dcm" in message and ".mha" in message
+    assert "fixed.dcm" in message and ".mha" in message and "folder" in message
 
 
 def test_results_of_an_earlier_run_stay(

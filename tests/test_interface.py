@@ -136,6 +136,25 @@ def test_link_to_the_folder_is_not_resolved(tmp_path):
     assert find_inputs(tmp_path / "input").fixed == tmp_path / "input" / "fixed.mha"
 
 
+@pytest.mark.parametrize("name", ["im1.dcm", "IM1.DCM", "im1"])
+@pytest.mark.parametrize("place", ["images/fixed", "images/fixed-image", "fixed"])
+def test_folder_of_dicom_files(tmp_path, name, place):
+    touch(tmp_path, f"{place.replace('fixed', 'moving')}/moving.mha" if "images" in place else "moving.mha")
+    touch(tmp_path, f"{place}/README", f"{place}/.hidden.dcm")
+    assert "no image for fixed" in refusal(tmp_path)
+    (tmp_path / place / name).write_bytes(bytes(128) + b"DICM")  # the mark is in every file, the ending is not
+    found = find_inputs(tmp_path)
+    assert found.fixed == tmp_path / place and found.moving.name == "moving.mha"
+    touch(tmp_path, f"{place}/below/im2.dcm", f"{place}.mha" if place == "fixed" else f"{place}/a.mha")
+    assert f"{place}.mha, fixed for fixed" if place == "fixed" else f"{place}/a.mha, {place} for" in refusal(tmp_path)
+
+
+def test_folder_of_dicom_files_on_the_platform(tmp_path):
+    platform(tmp_path, PAIR)
+    touch(tmp_path, "images/fixed/a.mha", "images/ct/moving/im1.dcm")
+    assert find_inputs(tmp_path).moving == tmp_path / "images/ct/moving"
+
+
 def test_says_what_was_looked_for_and_what_was_there(tmp_path):
     assert "no such folder" in refusal(tmp_path / "none")
     message = refusal(tmp_path)
@@ -160,6 +179,13 @@ def test_several_files_are_refused(tmp_path):
 def test_image_name():
     names = ("a.mha", "a.nii.gz", "a.b.NRRD", "a", ".mha")
     assert [image_name(Path(n)) for n in names] == ["a", "a", "a.b", "a", ""]
+
+
+def test_image_name_of_a_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "1.2.840"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert [image_name(p) for p in (folder, Path(), folder / "..")] == ["1.2.840", "1.2.840", tmp_path.name]
 
 
 # --- output ----------------------------------------------------------------------------------------------------------
