@@ -2,12 +2,13 @@
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 from algorithm.determinant import DeterminantStatistics, checked
 from algorithm.folding import unfold
 from algorithm.geometry import Grid
 from algorithm.images import Layout, write_field, write_image_slabs
-from algorithm.interface import Outputs, sole_image, write_results
+from algorithm.interface import Outputs, sole_image, sole_writer, write_results
 from algorithm.lungs import LungMask
 from algorithm.prepare import Subject
 from algorithm.report import Report
@@ -19,16 +20,39 @@ ATTEMPTS = 4
 """So often a field that folds on the output grid is repaired and written again."""
 
 
+FieldGrid = Literal["fixed", "network"]
+"""Where the written field lives: on the fixed image's grid, or on the one it was computed on (the network's, or after
+the refinement that of its last control points).
+
+Inside the outermost voxel centres of the smaller grid both are the same field, as the affine part is linear: trilinear
+interpolation of the one gives the other to rounding. It ends some millimetres outside the fixed lungs. Beyond it, the
+fixed one holds the border values of u and goes on with the affine map; programs that are given the smaller one take
+no displacement at all there.
+"""
+
+
 def deliver(
-    outputs: Outputs, grid: Grid, transform: Transform, fixed: Subject, moving: Subject, layout: Layout, report: Report
+    outputs: Outputs,
+    grid: Grid,
+    transform: Transform,
+    fixed: Subject,
+    moving: Subject,
+    layout: Layout,
+    report: Report,
+    field_grid: FieldGrid = "fixed",
 ) -> None:
-    """Writes field and warped image on ``grid``, the fixed image's own, and results.json."""
-    outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
-    with report.timed("write field"), sole_image(outputs.displacement_field) as path:
-        transform = write_unfolded(path, grid, transform, fixed.lungs, layout, report)
-    with report.timed("write warped"), sole_image(outputs.warped_moving) as path:
-        write_image_slabs(path, grid, transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype)
-    write_results(outputs.results, report.to_dict())
+    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, and results.json.
+
+    The field is checked for folding on the grid that it is written on.
+    """
+    with sole_writer(outputs.results.parent):
+        outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
+        with report.timed("write field"), sole_image(outputs.displacement_field) as path:
+            written = grid if field_grid == "fixed" else transform.grid
+            transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)
+        with report.timed("write warped"), sole_image(outputs.warped_moving) as path:
+            write_image_slabs(path, grid, transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype)
+        write_results(outputs.results, report.to_dict())
     log.info("done: %s", outputs.displacement_field)
 
 
@@ -52,8 +76,8 @@ def write_unfolded(
         )
         transform = Transform(repaired, transform.grid, transform.affine)
         report.warn(
-            f"The field folded at {statistics.folded} voxels of the fixed image's grid; it was smoothed at {changed} "
-            "voxels of its own, after the quality figures were taken."
+            f"The field folded at {statistics.folded} voxels of the grid it is written on; it was smoothed at "
+            f"{changed} voxels of its own, after the quality figures were taken."
         )
     report.set(jacobian=statistics.figures())
     if statistics.folded:

@@ -13,6 +13,7 @@ ITK), and farther out either the border value (fields) or a fill value (images).
 
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +25,9 @@ from torch import Tensor
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
 Size = tuple[int, int, int]
+
+_PART_VOXELS = 2**24
+"""Of an image that is resampled, so many voxels are held as float at a time, or some more."""
 
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
@@ -122,13 +126,17 @@ def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
     """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
 
     Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
-    Frobenius norm. Ties (axes at 45°) go to the first permutation in lexical order.
+    Frobenius norm. Ties (axes at 45°) go by the direction itself, so they too end in the same order from any other.
     """
     direction = np.array(grid.direction)
-    x, y, z = max(
-        itertools.permutations(range(3)),
-        key=lambda axes: round(sum(abs(float(direction[a, axes[a]])) for a in range(3)), 6),
-    )
+
+    def closeness(axes: tuple[int, ...]) -> tuple[float, ...]:
+        columns = direction[:, list(axes)]
+        diagonal = np.diag(columns)
+        stored = columns * np.where(diagonal < 0, -1.0, 1.0)
+        return round(float(np.abs(diagonal).sum()), 6), *(np.round(stored, 6) + 0.0).ravel().tolist()
+
+    x, y, z = max(itertools.permutations(range(3)), key=closeness)
     flip_x, flip_y, flip_z = (bool(direction[a, axis] < 0) for a, axis in enumerate((x, y, z)))
     return (x, y, z), (flip_x, flip_y, flip_z)
 
@@ -256,18 +264,61 @@ def resample_image(
 ) -> Float[Tensor, "1 1 z y x"]:
     """An image (1 1 z y x, any type) at affine(x), x on ``target``, smoothed first along axes that become coarser.
 
-    Only the part of the source that is needed is converted to float. Values below ``least`` (padding) are raised to
-    it before any smoothing; outside the source the value is ``fill``. The Gaussian's variance is that of the target
-    voxel's box less that of the source's, both measured along the source axes: (step² - 1) / 12 source voxels².
+    Only what is needed of the source is converted to float, and never more than some million voxels at a time. Values
+    below ``least`` (padding) are raised to it before any smoothing; outside the source the value is ``fill``. The
+    Gaussian's variance is that of the target voxel's box less that of the source's, both measured along the source
+    axes: (step² - 1) / 12 source voxels².
     """
+    resampled = _axis_by_axis if _parallel(source, target, affine) else _slab_by_slab
+    values = resampled(image, source, target, affine, least)
+    return torch.where(inside(moving_index(target, source, None, affine, values), source.shape)[:, None], values, fill)
+
+
+def _axis_by_axis(image: Tensor, source: Grid, target: Grid, affine: Affine, least: float) -> Tensor:
+    """`resample_image` but for ``fill``, where the axes are parallel: smoothing and interpolation are then one matrix
+    for each axis, and no smoothed voxel is worked out that is not asked for."""
     start, size = needed_part(source, target, affine)
     (x, y, z), (nx, ny, nz) = start, size
-    step = _steps(source, target, affine)
-    part = image[:, :, z : z + nz, y : y + ny, x : x + nx].float().clamp(min=least)
-    for axis, ratio in zip((4, 3, 2), step, strict=True):
-        part = _gaussian(part, float(np.sqrt(max(ratio**2 - 1, 0) / 12)), axis)
-    values = warp(part, source.cropped(start, size), None, target, affine=affine)
-    return torch.where(inside(moving_index(target, source, None, affine, values), source.shape)[:, None], values, fill)
+    step = np.diag(_index_steps(source, target, affine))
+    first = source.cropped(start, size).to_index(affine(np.array(target.origin)))
+    along_x, along_y, along_z = (
+        _axis_weights(first[a] + step[a] * np.arange(target.size[a]), size[a], _sigma(abs(step[a]))).to(image.device)
+        for a in range(3)
+    )
+    volume = image[0, 0, z : z + nz, y : y + ny, x : x + nx]
+    parts = []
+    for rows in volume.split(max(1, _PART_VOXELS // (nx * nz)), dim=1):
+        coarse = torch.tensordot(along_z, rows.float().clamp(min=least), dims=1)
+        parts.append(coarse @ along_x.T)
+    return (along_y @ torch.cat(parts, dim=1))[None, None]
+
+
+def _axis_weights(index: np.ndarray, number: int, sigma: float) -> Float[Tensor, "t s"]:
+    """One row for each continuous index: the weights of ``number`` voxels for the linear interpolation between their
+    Gaussian means; border values go on."""
+    low = np.clip(np.floor(index).astype(int), 0, number - 1)
+    share = np.clip(index - low, 0, 1)
+    taps = _taps(sigma)
+    weights = np.zeros((len(index), number))
+    for voxel, part in ((low, 1 - share), (np.minimum(low + 1, number - 1), share)):
+        for shift, tap in enumerate(taps, start=-(len(taps) // 2)):
+            np.add.at(weights, (np.arange(len(index)), np.clip(voxel + shift, 0, number - 1)), part * tap)
+    return torch.from_numpy(weights.astype(np.float32))
+
+
+def _slab_by_slab(image: Tensor, source: Grid, target: Grid, affine: Affine, least: float) -> Tensor:
+    """`resample_image` but for ``fill``: smoothed at full resolution, then sampled, in slabs of the target along z."""
+    part_voxels = math.prod(needed_part(source, target, affine)[1])
+    most = max(1, int(math.prod(target.size) * min(1.0, _PART_VOXELS / part_voxels)))
+    parts = []
+    for slab in slabs(target, most):
+        start, size = needed_part(source, slab, affine)
+        (x, y, z), (nx, ny, nz) = start, size
+        part = image[:, :, z : z + nz, y : y + ny, x : x + nx].float().clamp(min=least)
+        for axis, ratio in zip((4, 3, 2), _steps(source, target, affine), strict=True):
+            part = _gaussian(part, _sigma(ratio), axis)
+        parts.append(warp(part, source.cropped(start, size), None, slab, affine=affine))
+    return torch.cat(parts, dim=2)
 
 
 def warp_image(
@@ -296,23 +347,64 @@ def needed_part(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size]
     return (x, y, z), (nx, ny, nz)
 
 
-def _steps(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
-    """Source voxels per step of ``target``, along each source axis."""
-    steps: np.ndarray = np.abs(np.linalg.inv(source.axes) @ np.array(affine.matrix) @ target.axes).max(axis=1)
+def _index_steps(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
+    """(3, 3): source index per index step of ``target``."""
+    steps: np.ndarray = np.linalg.inv(source.axes) @ np.array(affine.matrix) @ target.axes
     return steps
 
 
+def _steps(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
+    """Source voxels per step of ``target``, along each source axis."""
+    steps: np.ndarray = np.abs(_index_steps(source, target, affine)).max(axis=1)
+    return steps
+
+
+def _parallel(source: Grid, target: Grid, affine: Affine) -> bool:
+    """Whether every axis of ``target``, mapped, runs along the axis of the same name of ``source``, or against it."""
+    aside = _index_steps(source, target, affine) * np.array(target.size)
+    np.fill_diagonal(aside, 0)
+    return bool(np.abs(aside).max() < 1e-6)
+
+
+def _sigma(step: float) -> float:
+    """Standard deviation (source voxels) of the smoothing before steps of so many source voxels."""
+    return float(np.sqrt(max(step**2 - 1, 0) / 12))
+
+
+def _taps(sigma: float) -> np.ndarray:
+    """A Gaussian of ``sigma`` voxels, an odd number of weights that add up to one."""
+    radius = math.ceil(3 * sigma) if sigma >= 0.2 else 0
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 0.2)) ** 2)
+    taps: np.ndarray = weights / weights.sum()
+    return taps
+
+
 def _gaussian(volume: Tensor, sigma: float, axis: int) -> Tensor:
-    """Gaussian of ``sigma`` voxels along one axis, border values repeated."""
-    if sigma < 0.2:
+    """Gaussian of ``sigma`` voxels along one axis, border values repeated. Shifted copies: faster than ``conv3d``."""
+    taps = _taps(sigma).tolist()
+    radius, n = len(taps) // 2, volume.shape[axis]
+    if radius == 0:
         return volume
-    radius = math.ceil(3 * sigma)
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=volume.device) / sigma) ** 2)
-    kernel_shape = [1, 1, 1, 1, 1]
-    kernel_shape[axis] = 2 * radius + 1
-    pad = [0] * 6
-    pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = radius
-    return F.conv3d(F.pad(volume, pad, mode="replicate"), (taps / taps.sum()).reshape(kernel_shape))
+    total: Tensor = taps[radius] * volume
+    for shift in range(1, radius + 1):
+        tap, reach = taps[radius + shift], min(shift, n)
+        for here, there, border, edge in ((0, shift, n - reach, n - 1), (shift, 0, 0, 0)):
+            if shift < n:
+                total.narrow(axis, here, n - shift).add_(volume.narrow(axis, there, n - shift), alpha=tap)
+            total.narrow(axis, border, reach).add_(volume.narrow(axis, edge, 1), alpha=tap)
+    return total
+
+
+def slabs(grid: Grid, most_voxels: int = 2**21) -> Iterator[Grid]:
+    """The grid in slabs along z of at most so many voxels (or one slice).
+
+    The default keeps the three components of a slab below the 32 MiB from which glibc maps new pages each time.
+    """
+    nx, ny, nz = grid.size
+    depth = max(1, most_voxels // (nx * ny))
+    depth = 1 << (depth.bit_length() - 1)  # a power of two, which `_grid_sample` can share among threads
+    for z in range(0, nz, depth):
+        yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))
 
 
 def compose(

@@ -2,7 +2,9 @@
 
 Several cheap starts, since no single one survives everything: the boxes around the lungs (scale and shift per axis;
 wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (a truncated base leaves
-the apex right) and, when the two worlds overlap, the identity. Each is improved on a very coarse grid by minimising
+the apex right) and, when the two worlds overlap, the identity. Where one of many rotations and shifts fits better than
+all of these, the best of them is a start, too: a patient turned on the side, a lung that is cut off elsewhere. Each is
+improved on a very coarse grid by minimising
 
     1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
     + ρ · squared distance of the linear part from the start's
@@ -11,6 +13,7 @@ over the 12 parameters of the affine map; the best one by the image terms is the
 Samples outside the moving field of view carry no weight.
 """
 
+import itertools
 import logging
 from dataclasses import dataclass
 
@@ -74,7 +77,9 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
     """The affine map (mm, LPS) from fixed to moving world positions; InputError when the images share too little."""
     coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
     candidates = []
-    for name, start in starts(fixed, moving).items():
+    found = starts(fixed, moving)
+    found |= searched_start(coarse_fixed, coarse_moving, list(found.values()), settings)
+    for name, start in found.items():
         affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings.step_mm, settings)
         log.debug("pre-alignment from %s: %.4f", name, value)
         candidates.append((value, name, affine))
@@ -103,6 +108,58 @@ def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
     shift[2] = high_moving[2] - high[2]  # world z points to the head
     result = {"boxes": boxes, "centres": centres, "apices": Affine.from_arrays(np.eye(3), shift)}
     return result | {"identity": Affine()} if _overlap(points, targets) > 0.5 else result
+
+
+def searched_start(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
+    """The best of many rough placements, where it fits better than every one of the ``others`` as they are.
+
+    Lungs that are turned, or that the field of view cuts off on any side. The placements are only looked at, not
+    improved, so this takes little time. What is found is turned once more, for rotations about more than one axis.
+    """
+    points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
+
+    def value(start: Affine) -> float:
+        return _value(fixed, moving, start, settings)
+
+    placements = _turned(_shift(targets.mean(axis=0) - points.mean(axis=0)), points.mean(axis=0))
+    best = min([*others, *_shifts(points, targets), *placements], key=value)
+    if best in others:
+        return {}
+    return {"searched": min([best, *_turned(best, points.mean(axis=0))], key=value)}
+
+
+def _shifts(points: np.ndarray, targets: np.ndarray) -> list[Affine]:
+    """None, and those that put either end or the middle of both lungs (n, 3) and (m, 3) together along each axis."""
+    ends, target_ends = (np.percentile(p, [1, 99], axis=0) for p in (points, targets))
+    shifts = np.array([*(target_ends - ends), (target_ends - ends).mean(axis=0)])
+    return [Affine(), *(_shift(np.array(mixed)) for mixed in itertools.product(*shifts.T))]
+
+
+def _shift(shift: np.ndarray) -> Affine:
+    return Affine.from_arrays(np.eye(3), shift)
+
+
+def _turned(start: Affine, centre: np.ndarray) -> list[Affine]:
+    """The start after rotations about each world axis through ``centre``: steps of 20° as patients may lie, to 60°,
+    and quarter turns as headers may be wrong.
+    """
+    turned = []
+    for axis, degrees in itertools.product(range(3), (-60, -40, -20, 20, 40, 60, 90, 180, 270)):
+        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        rotation = np.eye(3)
+        rotation[[first, second], [first, second]] = cosine
+        rotation[first, second], rotation[second, first] = -sine, sine
+        turned.append(Affine.from_arrays(np.array(start.matrix) @ rotation, start(centre - rotation @ centre)))
+    return turned
+
+
+@torch.no_grad()
+def _value(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> float:
+    """The image terms of a start as it is; inf when the moving image hardly covers the fixed lungs."""
+    index = _index_map(fixed, moving, start, torch.zeros(3, 3), torch.zeros(3), np.zeros(3))
+    value, covered = _image_terms(fixed, moving, index, settings)
+    return float(value) if covered >= settings.least_overlap else float("inf")
 
 
 def _overlap(points: np.ndarray, targets: np.ndarray) -> float:

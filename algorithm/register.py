@@ -7,11 +7,13 @@ unfold     local repair where the field folds
 quality    figures that say whether to trust it
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TypeVar
 
 import torch
 
-from algorithm.errors import InputError
+from algorithm.errors import InputError, out_of_memory
 from algorithm.folding import unfold
 from algorithm.geometry import resample
 from algorithm.network import Cascade
@@ -20,6 +22,8 @@ from algorithm.quality import quality, warnings
 from algorithm.refine import FAST, FULL, Refined, refine
 from algorithm.report import Report
 from algorithm.transform import Transform
+
+T = TypeVar("T")
 
 REFINE = {"fast": FAST, "full": FULL}
 """By the names of ``--refine``."""
@@ -53,12 +57,32 @@ def register(
     with report.timed("prepare"):
         pair = prepare(fixed, moving, cascade.settings.network_size)
     with report.timed("cascade"):
-        result = predict(pair, cascade, device, report)
+        found = on_device("The cascade", lambda where: predict(pair, cascade, where, report), device, report)
+    result = found
     if refinement != "off":
+        settings = REFINE[refinement]
         with report.timed("refine"):
-            start = result.displacement.to(device)
-            result = refine(fixed, moving, pair.affine, start, result.grid, REFINE[refinement])
+            result = on_device(
+                "The refinement",
+                lambda where: refine(fixed, moving, pair.affine, found.displacement.to(where), found.grid, settings),
+                device,
+                report,
+            )
     return finish(pair, moving, result, report)
+
+
+def on_device(stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report) -> T:
+    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice."""
+    try:
+        return function(device)
+    except RuntimeError as error:
+        if device.type == "cpu" or not out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+    # only here is nothing left of what the first attempt held: its traceback did
+    torch.cuda.empty_cache()
+    report.warn(f"{stage} was repeated on the CPU, for lack of memory on the GPU ({reason}).")
+    return function(torch.device("cpu"))
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Affine, Grid, resample, warp_image, with_affine
+from algorithm.geometry import Affine, Grid, resample, slabs, warp_image, with_affine
 from algorithm.images import Image
 from algorithm.network import AIR_HU
 
@@ -34,11 +34,3 @@ class Transform:
         for slab in slabs(grid):
             warped = warp_image(moving.voxels, moving.grid, self.field(slab), slab, fill=AIR_HU)
             yield warped.to(moving.voxels.dtype) if moving.voxels.is_floating_point() else warped.round().short()
-
-
-def slabs(grid: Grid, most_voxels: int = 4_000_000) -> Iterator[Grid]:
-    """The grid in slabs along z of at most so many voxels (or one slice)."""
-    nx, ny, nz = grid.size
-    depth = max(1, most_voxels // (nx * ny))
-    for z in range(0, nz, depth):
-        yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))

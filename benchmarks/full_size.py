@@ -1,19 +1,26 @@
 """Time, memory and error on a full-size scan against a deformed copy of itself.
 
-    python -m benchmarks.full_size SCAN OUT [-- OPTIONS OF python -m algorithm]
+    python -m benchmarks.full_size SCAN OUT [--size X Y Z] [-- OPTIONS OF python -m algorithm]
 
-The copy is moving(y) = scan(y + w(y)), w a smooth known motion of up to 15 mm, largest at the lower end; so the fixed
-point y + w(y) belongs to the moving point y, exactly. The error is taken at 1000 random points of the lungs.
+With ``--size`` the scan is first resampled to so many voxels in the same box, into OUT. The copy is
+moving(y) = scan(y + w(y)), w a smooth known motion of up to 15 mm, largest at the lower end; so the fixed point
+y + w(y) belongs to the moving point y, exactly. The error is taken at 1000 random points of the lungs.
+
+Time (s) and peak memory (MB) are those of the process in each of its stages, after those of the imports; to compare,
+the time in which the same bytes are copied: both images read, field and warped image written.
 """
 
 import argparse
-import json
+import os
+import re
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import SimpleITK as sitk
 import torch
 
@@ -21,7 +28,9 @@ from algorithm.geometry import Grid
 from algorithm.images import Image, canonical, read_image, write_image_slabs
 from algorithm.lungs import lung_mask
 from algorithm.transform import Transform
-from benchmarks.landmarks import through_written_field
+
+BLOCK = 2**24
+"""Bytes that `copy_seconds` moves at a time."""
 
 
 def motion_mm(points: np.ndarray, grid: Grid) -> np.ndarray:
@@ -41,6 +50,14 @@ def deformed(scan: Image) -> Transform:
     return Transform(field.contiguous(), grid)
 
 
+def resampled(scan: Path, target: Path, size: tuple[int, int, int]) -> None:
+    """The scan with another number of voxels in the same box, written slab by slab."""
+    image = canonical(read_image(scan))
+    still = Transform(torch.zeros(1, 3, 2, 2, 2), image.grid.resized((2, 2, 2)))
+    grid = image.grid.resized(size)
+    write_image_slabs(target, grid, still.warped_slabs(image, grid), image.voxels.dtype)
+
+
 def correspondences(scan: Image, number: int = 1000) -> tuple[np.ndarray, np.ndarray]:
     """Fixed and moving points (n, 3), the fixed ones in the lungs."""
     lungs = lung_mask(scan.voxels, scan.grid)
@@ -53,28 +70,114 @@ def correspondences(scan: Image, number: int = 1000) -> tuple[np.ndarray, np.nda
     return fixed, moving
 
 
+def prepare_pair(arguments: argparse.Namespace) -> tuple[Path, Path, np.ndarray, np.ndarray]:
+    """Files of the fixed and the moving image, and points that belong together."""
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    fixed, moving = arguments.scan, out / "deformed.mha"
+    if arguments.size:
+        fixed = out / "scan.mha"
+        resampled(arguments.scan, fixed, tuple(arguments.size))
+    scan = canonical(read_image(fixed))
+    write_image_slabs(moving, scan.grid, deformed(scan).warped_slabs(scan, scan.grid), scan.voxels.dtype)
+    return fixed, moving, *correspondences(scan)
+
+
+@dataclass
+class Stage:
+    """One of a process, by the name that it logs."""
+
+    name: str
+    started: float
+    seconds: float = 0.0
+    peak_mb: float = 0.0
+
+
+def run_watched(command: list[str]) -> list[Stage]:
+    """Runs the algorithm; its stages begin where it logs "NAME ...". Linux only: the kernel keeps the peak."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        stages = [Stage("start", time.monotonic())]
+        for line in process.stdout:
+            name = re.fullmatch(r"([a-z ]+) \.\.\.\n|(done): .*\n", line)
+            if name:
+                ended(stages[-1], process.pid)
+                stages.append(Stage(name[1] or name[2], time.monotonic()))
+        stages[-1].seconds = time.monotonic() - stages[-1].started
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return stages[:-1]
+
+
+def ended(stage: Stage, pid: int) -> None:
+    """Notes time and peak memory, and lets the kernel count the peak anew."""
+    stage.seconds = time.monotonic() - stage.started
+    peak = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    stage.peak_mb = int(peak[1]) / 1024 if peak else float("nan")
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def copy_seconds(inputs: list[Path], outputs: list[Path]) -> float:
+    """Time in which the inputs are read and files like the outputs written and flushed, block by block."""
+    start = time.monotonic()
+    for path in inputs:
+        with path.open("rb") as file:
+            while file.read(BLOCK):
+                pass
+    for path in outputs:
+        copy = path.with_suffix(".copy")
+        with path.open("rb") as source, copy.open("wb") as target:
+            while block := source.read(BLOCK):
+                target.write(block)
+            target.flush()
+            os.fsync(target.fileno())
+        copy.unlink()
+    return time.monotonic() - start
+
+
+def displaced(path: Path, points_mm: np.ndarray) -> np.ndarray:
+    """Points (n, 3) mapped by the 3-D vector field in a file, trilinear; only the voxels around each are read."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetOutputPixelType(sitk.sitkVectorFloat64)
+    reader.ReadImageInformation()
+    size = np.array(reader.GetSize())
+    header = sitk.Image(1, 1, 1, sitk.sitkUInt8)
+    header.SetOrigin(reader.GetOrigin())
+    header.SetSpacing(reader.GetSpacing())
+    header.SetDirection(reader.GetDirection())
+    mapped = []
+    for point in points_mm.tolist():
+        index = np.floor(header.TransformPhysicalPointToContinuousIndex(point)).astype(int)
+        reader.SetExtractIndex(np.clip(index, 0, size - 2).tolist())
+        reader.SetExtractSize([2, 2, 2])
+        mapped.append(sitk.DisplacementFieldTransform(reader.Execute()).TransformPoint(point))
+    return np.array(mapped)
+
+
 def main() -> None:
     """Prints time, memory and error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--size", type=int, nargs=3, metavar=("X", "Y", "Z"))
     separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:separator])
-    scan = canonical(read_image(arguments.scan))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    moving = arguments.out / "deformed.mha"
-    write_image_slabs(moving, scan.grid, deformed(scan).warped_slabs(scan, scan.grid), scan.voxels.dtype)
-    fixed_mm, moving_mm = correspondences(scan)
-    start = time.monotonic()
-    command = [sys.executable, "-m", "algorithm", f"--fixed={arguments.scan}", f"--moving={moving}"]
+    fixed, moving, fixed_mm, moving_mm = prepare_pair(arguments)
+    command = [sys.executable, "-m", "algorithm", f"--fixed={fixed}", f"--moving={moving}"]
     command += [f"--output={arguments.out}", "--field-layout=itk", *sys.argv[separator + 1 :]]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - start
-    results = json.loads((arguments.out / "results.json").read_text())
-    error = np.linalg.norm(through_written_field(arguments.out, fixed_mm) - moving_mm, axis=1)
+    stages = run_watched(command)
+    written = [
+        arguments.out / "images" / name / f"{fixed.stem}.mha" for name in ("displacement-field", "warped-moving")
+    ]
+    copying = copy_seconds([fixed, moving], written)
+    error = np.linalg.norm(displaced(written[0], fixed_mm) - moving_mm, axis=1)
     before = np.linalg.norm(fixed_mm - moving_mm, axis=1)
-    print(f"{sitk.ReadImage(str(moving)).GetSize()} voxels: {seconds:.1f} s, {results['peak_memory_mb']} MB")
-    print(f"timings {results['timings_s']}")
+    table = pd.DataFrame([(stage.name, stage.seconds, stage.peak_mb) for stage in stages])
+    table.columns = pd.Index(["stage", "s", "peak MB"])
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.1f}"))
+    seconds, peak = sum(stage.seconds for stage in stages), max(stage.peak_mb for stage in stages)
+    print(f"{sitk.ReadImage(str(moving)).GetSize()} voxels: {seconds:.1f} s, {peak:.0f} MB; a copy {copying:.1f} s")
     print(f"error {before.mean():.2f} mm before, {error.mean():.2f} mm after")
 
 

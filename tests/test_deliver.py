@@ -4,15 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import Tensor
 
-from algorithm.deliver import write_unfolded
-from algorithm.geometry import Affine, Grid, jacobian_determinant
-from algorithm.images import read_field
+from algorithm.deliver import FieldGrid, deliver, write_unfolded
+from algorithm.geometry import Affine, Grid, jacobian_determinant, validity
+from algorithm.images import Image, Layout, read_field, read_image
+from algorithm.interface import prepare_outputs
 from algorithm.lungs import LungMask
+from algorithm.prepare import Subject
 from algorithm.report import Report
 from algorithm.transform import Transform
+from tests.running import field_image
 from tests.strategies import smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,3 +70,68 @@ def test_what_cannot_be_repaired_is_said_with_the_count(tmp_path: Path) -> None:
     assert said["jacobian"]["folded_voxels"] == OUTPUT.size[0] * OUTPUT.size[1] * OUTPUT.size[2]
     warning = said["warnings"][-1]
     assert str(said["jacobian"]["folded_voxels"]) in warning and "repair failed" in warning
+
+
+# --- on the grid of its computation ----------------------------------------------------------------------------------
+
+AFFINE = Affine.from_arrays(
+    np.array([[1.1, 0.1, 0.0], [-0.1, 0.9, 0.05], [0.0, 0.02, 1.05]]), np.array([9.0, -4.0, 60])
+)
+
+
+def delivered(folder: Path, transform: Transform, field_grid: FieldGrid, layout: Layout = "itk") -> Path:
+    """The results of a registration of two scans on `OUTPUT`."""
+    noise = torch.randint(-900, -500, (1, 1, *OUTPUT.shape), generator=torch.Generator().manual_seed(1))
+    subject = Subject(Image(noise.short(), OUTPUT, folder), LUNGS)
+    report = Report()
+    deliver(prepare_outputs(folder, "a"), OUTPUT, transform, subject, subject, layout, report, field_grid)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["itk", "grand-challenge"])
+def test_the_small_field_resampled_by_simpleitk_is_the_large_one(tmp_path: Path, layout: Layout) -> None:
+    transform = Transform(smooth_field(COARSE, 3.0, torch.Generator().manual_seed(0)), COARSE, AFFINE)
+    large, small = (delivered(tmp_path / kind, transform, kind, layout) for kind in ("fixed", "network"))
+    (path,) = (small / "images" / "displacement-field").glob("*.mha")
+    field, grid = read_field(path)
+    assert grid == COARSE and field_image(small).GetDimension() == (3 if layout == "itk" else 4)
+    assert path.stat().st_size < 12.1 * COARSE.size[0] * COARSE.size[1] * COARSE.size[2] + 1000
+    vectors = sitk.GetImageFromArray(field[0].permute(1, 2, 3, 0).contiguous().numpy(), isVector=True)
+    vectors.SetSpacing(grid.spacing)
+    vectors.SetOrigin(grid.origin)
+    reference = sitk.Image(OUTPUT.size, sitk.sitkUInt8)
+    reference.SetSpacing(OUTPUT.spacing)
+    reference.SetOrigin(OUTPUT.origin)
+    reference.SetDirection(np.ravel(OUTPUT.direction).tolist())
+    found = sitk.GetArrayFromImage(sitk.Resample(vectors, reference, sitk.Transform(), sitk.sitkLinear, 0.0))
+    (path,) = (large / "images" / "displacement-field").glob("*.mha")
+    expected = read_field(path)[0][0].permute(1, 2, 3, 0).numpy()
+    inside = within_outermost_centres(OUTPUT, COARSE)
+    assert 0.2 < inside.mean() < 1
+    np.testing.assert_allclose(found[inside], expected[inside], atol=1e-3)
+    assert np.abs(found[~inside] - expected[~inside]).max() > 1  # nothing there
+
+
+def within_outermost_centres(grid: Grid, small: Grid) -> np.ndarray:
+    """(z, y, x): the voxels of ``grid`` around which ``small`` has eight."""
+    cells = small.cropped((0, 0, 0), (small.size[0] - 1, small.size[1] - 1, small.size[2] - 1))
+    middles = Grid(cells.size, small.spacing, tuple(small.to_world(np.full(3, 0.5)).tolist()), small.direction)
+    return validity(torch.zeros(1, 3, *grid.shape, dtype=torch.float64), grid, middles)[0, 0].numpy()
+
+
+def test_the_warped_image_does_not_depend_on_the_grid_of_the_field(tmp_path: Path) -> None:
+    transform = Transform(smooth_field(COARSE, 3.0, torch.Generator().manual_seed(0)), COARSE)
+    images = []
+    for kind in ("fixed", "network"):
+        (path,) = (delivered(tmp_path / kind, transform, kind) / "images" / "warped-moving").glob("*.mha")
+        images.append(read_image(path))
+    assert images[0].grid == images[1].grid == OUTPUT
+    assert torch.equal(images[0].voxels, images[1].voxels) and len(images[0].voxels.unique()) > 100
+
+
+def test_folding_is_checked_and_repaired_on_the_grid_that_is_written(tmp_path: Path) -> None:
+    report, transform = Report(), Transform(spikes(), COARSE)
+    assert (jacobian_determinant(transform.field(COARSE), COARSE) <= 0).any()
+    write_unfolded(tmp_path / "u.mha", COARSE, transform, LUNGS, "itk", report)
+    assert smallest_written(tmp_path / "u.mha") > 0
+    assert report.to_dict()["jacobian"]["voxels"] == COARSE.size[0] * COARSE.size[1] * COARSE.size[2]

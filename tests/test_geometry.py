@@ -694,8 +694,8 @@ def test_grids_are_normalised_in_one_file_only() -> None:
     assert [path.name for path in sources(*FOLDERS) if "affine_grid" in path.read_text()] == []
 
 
-def test_simpleitk_is_used_in_one_file_of_the_algorithm_only() -> None:
-    assert [path.name for path in sources("algorithm") if "SimpleITK" in imported(path)] == ["images.py"]
+def test_simpleitk_is_used_in_two_files_of_the_algorithm_only() -> None:
+    assert {path.name for path in sources("algorithm") if "SimpleITK" in imported(path)} == {"dicom.py", "images.py"}
 
 
 def test_imports_go_one_way() -> None:
@@ -708,3 +708,19 @@ def test_imports_go_one_way() -> None:
         files = sources(folder)
         assert any("algorithm" in imported(path) for path in files)
         assert {path.name: imported(path) & names for path in files if imported(path) & names} == {}
+
+
+def test_canonical_axes_do_not_depend_on_the_storage_order_at_45_degrees() -> None:
+    half = 0.5**0.5
+    for rows in (
+        ((half, -half, 0.0), (half, half, 0.0), (0.0, 0.0, 1.0)),
+        ((1.0, 0.0, 0.0), (0.0, half, half), (0.0, -half, half)),
+    ):
+        grid = Grid((3, 4, 5), (1.0, 1.5, 2.0), (7.0, -8.0, 9.0), rows)
+        found = set()
+        for axes in itertools.permutations(range(3)):
+            for flips in itertools.product((False, True), repeat=3):
+                other = geometry.restored(grid, axes, flips)
+                canonical = geometry.restored(other, *geometry.canonical_axes(other))
+                found.add((canonical.size, *(round(v, 6) + 0.0 for row in canonical.direction for v in row)))
+        assert len(found) == 1

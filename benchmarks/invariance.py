@@ -1,0 +1,239 @@
+"""Does the result depend on how a scan is stored, and on where it lies? One pair, re-stored in many ways.
+
+    python -m benchmarks.invariance PAIR OUT [--variants NAME...] [-- OPTIONS OF python -m algorithm]
+
+PAIR is a folder with fixed.mha and moving.mha; with fixed_landmarks.csv and moving_landmarks.csv (x, y, z in LPS mm)
+landmark errors are given too. Every variant is registered by a process of its own into OUT/<variant>. With T the
+transform of the pair as it is, and F and M the rigid maps that carried the variant's scans elsewhere, the variant's
+should be M ∘ T ∘ F⁻¹: the table has the mean, the 95th percentile and the largest distance (mm) from that, over 2000
+points of the fixed lungs that the variant shows. Variants that change the data (other fields of view, other spacings)
+have no such truth: there the landmark error counts, over the landmarks that both scans of the variant show.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import SimpleITK as sitk
+import torch.nn.functional as F
+from jaxtyping import Float
+
+from algorithm.geometry import Affine, Grid, Size, resample_image, restored
+from algorithm.images import Image, canonical, read_image, write_image
+from algorithm.lungs import lung_mask
+from algorithm.network import AIR_HU
+from benchmarks.landmarks import command, landmarks_mm, through_written_field
+
+POINTS = 2000
+FAR_MM = (5000.0, -12000.0, 3000.0)
+
+
+class Placed(NamedTuple):
+    """A scan, and the map from where its voxels lay before to where they lie now."""
+
+    image: Image
+    world: Affine
+
+
+Change = Callable[[Image], Placed]
+
+
+def same(image: Image) -> Placed:
+    """The scan as it is."""
+    return Placed(image, Affine())
+
+
+def stored(axes: Size, flips: tuple[bool, bool, bool]) -> Change:
+    """Index axis a is the old axis ``axes[a]``, backwards where ``flips[a]``; no voxel moves in the world."""
+
+    def change(image: Image) -> Placed:
+        voxels = image.voxels.permute(0, 1, *(4 - axes[a] for a in (2, 1, 0)))
+        voxels = voxels.flip([4 - a for a in range(3) if flips[a]])
+        return Placed(Image(voxels.contiguous(), restored(image.grid, axes, flips), image.path), Affine())
+
+    return change
+
+
+def carried(
+    shift_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    degrees: float = 0.0,
+    axis: tuple[float, float, float] = (0.0, 0.0, 1.0),
+) -> Change:
+    """Turned about the middle of the image, then shifted."""
+    rotation = np.array(sitk.VersorTransform(axis, np.deg2rad(degrees)).GetMatrix()).reshape(3, 3)
+
+    def change(image: Image) -> Placed:
+        middle = image.grid.to_world((np.array(image.grid.size) - 1) / 2)
+        world = Affine.from_arrays(rotation, middle - rotation @ middle + np.array(shift_mm))
+        return Placed(Image(image.voxels, moved(image.grid, world), image.path), world)
+
+    return change
+
+
+def moved(grid: Grid, rigid: Affine) -> Grid:
+    """The grid as a rigid map of the world carries it along."""
+    x, y, z = rigid(np.array(grid.origin))
+    direction = Affine.from_arrays(np.array(rigid.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
+    return replace(grid, origin=(float(x), float(y), float(z)), direction=direction)
+
+
+def padded(value: float, margin: int = 10) -> Change:
+    """``margin`` more voxels of ``value`` on every side."""
+
+    def change(image: Image) -> Placed:
+        voxels = F.pad(image.voxels, [margin] * 6, value=value)
+        return Placed(Image(voxels, image.grid.padded(margin), image.path), Affine())
+
+    return change
+
+
+def cut(low: tuple[float, float, float], high: tuple[float, float, float]) -> Change:
+    """From ``low`` to ``high`` (shares of the extent) along x, y, z of the canonical storage order."""
+
+    def change(image: Image) -> Placed:
+        image = canonical(image)
+        start, end = ([round(s * n) for s, n in zip(share, image.grid.size, strict=True)] for share in (low, high))
+        x, y, z = start
+        nx, ny, nz = (e - s for s, e in zip(start, end, strict=True))
+        part = image.voxels[:, :, z : z + nz, y : y + ny, x : x + nx].contiguous()
+        return Placed(Image(part, image.grid.cropped((x, y, z), (nx, ny, nz)), image.path), Affine())
+
+    return change
+
+
+def spaced(x_mm: float, y_mm: float, z_mm: float) -> Change:
+    """Resampled to about that spacing along the canonical axes, smoothed first where it becomes coarser."""
+
+    def change(image: Image) -> Placed:
+        image = canonical(image)
+        nx, ny, nz = (round(e / s) for e, s in zip(image.grid.extent_mm, (x_mm, y_mm, z_mm), strict=True))
+        grid = image.grid.resized((nx, ny, nz))
+        hu = resample_image(image.voxels, image.grid, grid, least=AIR_HU, fill=AIR_HU)
+        return Placed(Image(hu.round().short(), grid, image.path), Affine())
+
+    return change
+
+
+OBLIQUE = (1.0, 2.0, 3.0)
+VARIANTS: dict[str, tuple[Change, Change]] = {
+    "fixed flipped": (stored((0, 1, 2), (True, False, True)), same),
+    "moving permuted": (same, stored((2, 0, 1), (False, False, False))),
+    "both re-stored": (stored((1, 2, 0), (False, True, True)), stored((1, 0, 2), (True, False, False))),
+    "moving metres away": (same, carried(FAR_MM)),
+    "both metres away": (carried(FAR_MM), carried(FAR_MM)),
+    "both turned 15°": (carried(degrees=15, axis=OBLIQUE), carried(degrees=15, axis=OBLIQUE)),
+    "both turned 90°": (carried(degrees=90), carried(degrees=90)),
+    "moving turned 10°": (same, carried(degrees=10, axis=OBLIQUE)),
+    "moving turned 25°": (same, carried(degrees=25, axis=OBLIQUE)),
+    "moving turned 40°": (same, carried(degrees=40, axis=OBLIQUE)),
+    "moving turned 90°": (same, carried(FAR_MM, degrees=90)),
+    "moving prone": (same, carried(degrees=180)),
+    "padded with -1000": (padded(-1000), padded(-1000)),
+    "padded with -2048": (padded(-2048), padded(-2048)),
+    "moving padded with -3024": (same, padded(-3024)),
+    "moving without lower half": (same, cut((0, 0, 0.5), (1, 1, 1))),
+    "fixed without lower half": (cut((0, 0, 0.5), (1, 1, 1)), same),
+    "moving without left half": (same, cut((0, 0, 0), (0.5, 1, 1))),
+    "fixed without left half": (cut((0, 0, 0), (0.5, 1, 1)), same),
+    "fixed 0.8 mm": (spaced(0.8, 0.8, 0.8), same),
+    "both 3 mm": (spaced(3, 3, 3), spaced(3, 3, 3)),
+    "moving 1×1×5 mm": (same, spaced(1, 1, 5)),
+    "both 1×1×5 mm": (spaced(1, 1, 5), spaced(1, 1, 5)),
+}
+"""What is done to the fixed and to the moving scan."""
+
+
+def registered(fixed: Placed, moving: Placed, out: Path, options: list[str]) -> str:
+    """Writes the scans and registers them; empty, or the sentence with which they were refused."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, scan in (("fixed", fixed), ("moving", moving)):
+        write_image(out / f"{name}.mha", scan.image.voxels, scan.image.grid)
+    run = subprocess.run(command("algorithm", out, out, options), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = run.stderr.decode().strip()
+    if run.returncode not in (0, 2):
+        raise RuntimeError(f"{out.name}: exit code {run.returncode}\n{said}")
+    return said.splitlines()[-1] if run.returncode else ""
+
+
+def shown(points_mm: Float[np.ndarray, "n 3"], grid: Grid) -> np.ndarray:
+    """Whether points lie between the voxel centres of a grid, (n,)."""
+    index = grid.to_index(points_mm)
+    within: np.ndarray = np.all((index >= 0) & (index <= np.array(grid.size) - 1), axis=1)
+    return within
+
+
+def lung_points_mm(image: Image) -> Float[np.ndarray, "n 3"]:
+    """Some random world positions in the lungs."""
+    image = canonical(image)
+    lungs = lung_mask(image.voxels, image.grid, str(image.path))
+    index = lungs.mask[0, 0].nonzero().numpy()[:, ::-1]
+    chosen = np.random.default_rng(0).choice(len(index), min(POINTS, len(index)), replace=False)
+    points = lungs.grid.to_world(index[chosen])
+    kept: np.ndarray = points[shown(points, image.grid)]
+    return kept
+
+
+def row(out: Path, fixed: Placed, moving: Placed, points: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Distances of a variant's transform, brought back to the original worlds, from ``expected`` (mm)."""
+    seen = shown(fixed.world(points), fixed.image.grid)
+    mapped = moving.world.inverse()(through_written_field(out, fixed.world(points[seen])))
+    distance = np.linalg.norm(mapped - expected[seen], axis=1)
+    results = json.loads((out / "results.json").read_text())
+    return {
+        "mean": float(distance.mean()),
+        "p95": float(np.percentile(distance, 95)),
+        "max": float(distance.max()),
+        "folded": results["jacobian"]["folded_voxels"],
+    }
+
+
+def landmark_error(pair: Path, out: Path, fixed: Placed, moving: Placed) -> dict[str, float]:
+    """Mean over the landmarks that both scans show (mm), and their number; nothing without landmarks."""
+    if not (pair / "fixed_landmarks.csv").exists():
+        return {}
+    here, there = (scan.world(points) for scan, points in zip((fixed, moving), landmarks_mm(pair), strict=True))
+    seen = shown(here, fixed.image.grid) & shown(there, moving.image.grid)
+    results = json.loads((out / "results.json").read_text())["prealignment"]
+    affine = Affine.from_arrays(np.array(results["matrix"]), np.array(results["offset"]))
+    errors = [np.linalg.norm(m[seen] - there[seen], axis=1) for m in (affine(here), through_written_field(out, here))]
+    return {"landmarks": int(seen.sum()), "pre-aligned": float(errors[0].mean()), "after": float(errors[1].mean())}
+
+
+def main() -> None:
+    """Prints the table, row by row as it grows, with the warnings under each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pair", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:separator])
+    options = sys.argv[separator + 1 :]
+    images = [read_image(arguments.pair / f"{name}.mha") for name in ("fixed", "moving")]
+    points = lung_points_mm(images[0])
+    expected = points
+    for name in ("as it is", *arguments.variants):
+        changes = VARIANTS.get(name, (same, same))
+        fixed, moving = (change(image) for change, image in zip(changes, images, strict=True))
+        out = arguments.out / name
+        if refusal := registered(fixed, moving, out, options):
+            print(f"{name}: refused. {refusal}", flush=True)
+            if name not in VARIANTS:
+                sys.exit(2)
+            continue
+        if name not in VARIANTS:
+            expected = through_written_field(out, points)
+        values = row(out, fixed, moving, points, expected) | landmark_error(arguments.pair, out, fixed, moving)
+        print(pd.DataFrame([values], index=[name]).to_string(float_format=lambda value: f"{value:.4g}"), flush=True)
+        for warning in json.loads((out / "results.json").read_text())["warnings"]:
+            print(f"    {warning}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
