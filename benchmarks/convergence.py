@@ -2,9 +2,10 @@
 
     python -m benchmarks.convergence PAIR... --out docs/convergence.png
 
-PAIR is a folder as for `benchmarks.landmarks`. Every point is a run of its own with more steps; from the pre-alignment
-there is one level more, of 8 mm: the start is farther away. Time is that of the refinement, without the
-cascade's own. Prints mean landmark errors (mm) and times (s), means over the pairs.
+PAIR is a folder as for `benchmarks.landmarks`. Every point is a run of its own with more steps: from the pre-alignment
+on levels of 8, 4 and 2 mm; from the cascade, which is closer, on those of 4 and 2 mm or, with smaller steps, of 2 mm
+alone. Time is that of the refinement, without the cascade's own. Prints mean landmark errors (mm) and times (s), means
+over the pairs.
 """
 
 import argparse
@@ -21,12 +22,16 @@ from algorithm.refine import RefineSettings, refine
 from benchmarks.refinement import Case, load, settings
 
 BUDGETS = (2, 5, 10, 20, 40, 60)
-"""Steps on each level but the finest, which takes two thirds of them."""
-STARTS = ("pre-alignment", "cascade")
+"""Steps on each level but the finest."""
+ALONE = "cascade, 2 mm alone"
+STARTS = ("pre-alignment", "cascade", ALONE)
 
 
 def with_budget(start: str, steps: int) -> RefineSettings:
-    """One direction, local correlation, no keypoints."""
+    """One direction, local correlation, no keypoints; 2 mm take two thirds of the steps of a level, alone half."""
+    if start == ALONE:
+        one = settings("local correlation", False, "cascade")
+        return replace(one, spacing_mm=one.spacing_mm[-1:], weights=one.weights[-1:], steps=(steps // 2,), step_vox=0.2)
     chosen = settings("local correlation", False, start)
     coarse = len(chosen.steps) - 1
     return replace(chosen, steps=(steps,) * coarse + (max(1, 2 * steps // 3),))
@@ -34,7 +39,7 @@ def with_budget(start: str, steps: int) -> RefineSettings:
 
 def measure(case: Case, start: str, steps: int) -> dict[str, float | str | int]:
     """Mean landmark error (mm) and time (s) of one run; 0 steps: of the start."""
-    displacement, grid = case.starts[start]
+    displacement, grid = case.starts["cascade" if start == ALONE else start]
     begun = time.monotonic()
     if steps:
         result = refine(case.fixed, case.moving, case.pair.affine, displacement, grid, with_budget(start, steps))
