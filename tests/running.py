@@ -20,6 +20,21 @@ from tests.golden_check import landmark_errors_mm, read_only_image
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, polish=10))
 """Close to the default on phantoms, in a tenth of its time."""
 
+HANGS_HALF_WAY = """
+import sys, time
+from algorithm.transform import Transform
+from tests.running import call_main
+whole = Transform.{method}
+def half(self, *arguments):
+    slab = next(whole(self, *arguments))
+    yield slab[:, :, : slab.shape[2] // 2].contiguous()
+    print("half-way", flush=True)
+    time.sleep(600)
+Transform.{method} = half
+sys.exit(call_main(*sys.argv[1:]))
+"""
+"""A program: the main one, but that writing what `Transform.{method}` yields never gets beyond a part of it."""
+
 
 def call_main(*arguments: object) -> int:
     """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse.

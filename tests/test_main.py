@@ -16,7 +16,16 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.transform import Transform
-from tests.running import call_main, field_array, field_image, files_below, pair_options, results, warped_image
+from tests.running import (
+    HANGS_HALF_WAY,
+    call_main,
+    field_array,
+    field_image,
+    files_below,
+    pair_options,
+    results,
+    warped_image,
+)
 
 ROOT = Path(__file__).parent.parent
 SLUGS = ("fixed-image", "moving-image", "fixed-mask", "moving-mask")
@@ -159,21 +168,6 @@ def test_full_disk_leaves_no_part_of_a_file(
     assert not done or np.isfinite(field_array(tmp_path)).all()
 
 
-KILLED = """
-import sys, time
-from algorithm.transform import Transform
-from tests.running import call_main
-whole = Transform.{method}
-def half(self, *arguments):
-    slab = next(whole(self, *arguments))
-    yield slab[:, :, : slab.shape[2] // 2].contiguous()
-    print("half-way", flush=True)
-    time.sleep(600)
-Transform.{method} = half
-sys.exit(call_main(*sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("method", ["field_slabs", "warped_slabs"])
 def test_killed_half_way_leaves_no_part_of_a_file_in_place(
     tmp_path: Path, masked: Path, example: Path, small_weights: Path, method: str
@@ -182,7 +176,7 @@ def test_killed_half_way_leaves_no_part_of_a_file_in_place(
     before = field_array(output)
     fixed, moving = masks_of(example)
     options = [*pair_options(example, output, small_weights), f"--fixed-mask={moving}", f"--moving-mask={fixed}"]
-    command = [sys.executable, "-c", KILLED.format(method=method), *options]
+    command = [sys.executable, "-c", HANGS_HALF_WAY.format(method=method), *options]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert any(line == "half-way\n" for line in process.stdout)

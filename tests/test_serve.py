@@ -25,7 +25,7 @@ from algorithm.report import Report
 from algorithm.serve import attempt, serve
 from phantom.__main__ import input_files
 from phantom.forms import FORMS, write_input
-from tests.running import call_main, field_array, files_below, results
+from tests.running import HANGS_HALF_WAY, call_main, field_array, files_below, results
 
 ROOT = Path(__file__).parent.parent
 OPENER = build_opener(ProxyHandler({}))  # no proxy of this machine's
@@ -193,28 +193,16 @@ def test_input_may_be_a_link_that_moves(server: Running, folder: Path, example: 
     shutil.rmtree(folder / "elsewhere")
 
 
-CUT_OFF = """
-import sys, time
-from algorithm.transform import Transform
-from tests.running import call_main
-whole = Transform.{method}
-def half(self, *arguments):
-    slab = next(whole(self, *arguments))
-    yield slab[:, :, : slab.shape[2] // 2].contiguous()
-    print("half-way", flush=True)
-    time.sleep(600)
-Transform.{method} = half
-sys.exit(call_main("serve", *sys.argv[1:]))
-"""
-
-
 @pytest.mark.parametrize("method", ["field_slabs", "warped_slabs"])
 def test_sigterm_while_writing_leaves_no_part_of_a_file(
     tmp_path: Path, example: Path, small_weights: Path, method: str
 ) -> None:
     refill(tmp_path, example)
-    program = CUT_OFF.format(method=method)
-    with Running(tmp_path, program, *options(tmp_path, small_weights)) as running, ThreadPoolExecutor() as pool:
+    program = HANGS_HALF_WAY.format(method=method)
+    with (
+        Running(tmp_path, program, "serve", *options(tmp_path, small_weights)) as running,
+        ThreadPoolExecutor() as pool,
+    ):
         client = pool.submit(running.invoke)
         running.wait_for("half-way")
         code, seconds = running.terminate()
