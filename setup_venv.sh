@@ -38,8 +38,8 @@ done
 
 echo "Setting up .venv for ${stale[*]}: once, some minutes ..." >&2
 .venv/bin/python -m pip --version >/dev/null 2>&1 || make_venv
-mkdir -p .venv/installed
 for file in "${stale[@]}"; do
+  mkdir -p "$(dirname ".venv/installed/$file")"
   rm -f ".venv/installed/$file"
   .venv/bin/python -m pip install -qq --disable-pip-version-check --requirement "$file" >&2
   cp "$file" ".venv/installed/$file"

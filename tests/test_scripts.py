@@ -137,6 +137,14 @@ def test_setup_installs_once_and_again_after_an_edit(sandbox: Sandbox) -> None:
     assert sandbox.module_calls("venv") == []
 
 
+def test_setup_takes_a_file_in_a_folder(sandbox: Sandbox) -> None:
+    (sandbox.root / "evaluation").mkdir()
+    (sandbox.root / "evaluation" / "requirements.txt").write_text("numpy\n")
+    assert sandbox.run("setup_venv.sh", "evaluation/requirements.txt").returncode == 0
+    assert sandbox.run("setup_venv.sh", "evaluation/requirements.txt").returncode == 0
+    assert sandbox.calls == []  # the second time there is nothing to do
+
+
 def test_a_failed_installation_is_tried_again(sandbox: Sandbox) -> None:
     sandbox.run("setup_venv.sh", "requirements.txt")
     original = (sandbox.root / "requirements.txt").read_text()
