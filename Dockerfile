@@ -14,12 +14,12 @@ RUN python -m pip install --no-cache-dir --requirement /opt/app/requirements.txt
     && if ls -d /opt/venv/lib/python3*/site-packages/torch 2>/dev/null; then echo "a second torch" >&2; exit 1; fi
 
 # A user with a name and a home, as the platform asks for; the image runs as any other just as well: everything is
-# readable by all, and whatever libraries want to store goes to /tmp, the only place that can be written.
-RUN useradd --system --user-group --no-log-init --no-create-home --home-dir /tmp user
+# readable by all, and whatever libraries want to store goes to /tmp. Nothing needs to be stored: torch makes its folder
+# for compiled code although nothing is compiled, so that one is there already, and it also runs without any /tmp.
+RUN useradd --system --user-group --no-log-init --no-create-home --home-dir /tmp user && mkdir /opt/torchinductor
 ENV HOME=/tmp \
     XDG_CACHE_HOME=/tmp/cache \
-    MPLCONFIGDIR=/tmp/matplotlib \
-    TORCHINDUCTOR_CACHE_DIR=/tmp/torchinductor \
+    TORCHINDUCTOR_CACHE_DIR=/opt/torchinductor \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
 

@@ -32,8 +32,9 @@ fail() { echo "test.sh: FAILED: $*" >&2; exit 1; }
 
 # Offline, with few rights. With an empty /etc/passwd: some engines add an entry for the user there, others do not, and
 # the image has to do without.
-confined=(--network none --read-only --cap-drop ALL --security-opt no-new-privileges --memory 8g --shm-size 128m
-  --tmpfs /tmp --volume "$work/passwd:/etc/passwd:ro")
+confined=(--network none --read-only --cap-drop ALL --security-opt no-new-privileges --shm-size 128m
+  --volume "$work/passwd:/etc/passwd:ro")
+given=(--memory 8g --tmpfs /tmp)
 
 # check_labels IMAGE METHOD
 check_labels() {
@@ -48,7 +49,7 @@ run_image() {
   local folder=$work/$2
   mkdir -p "$folder/output"
   chmod 777 "$folder/output"
-  docker run --rm "${confined[@]}" --user "$1" \
+  docker run --rm "${confined[@]}" "${given[@]}" --user "$1" \
     --volume "$folder/input:/input:ro" --volume "$folder/output:/output" "$image" --device cpu
 }
 
@@ -71,6 +72,15 @@ check_refusal() {
   [ -z "$(find "$work/$1/output" -mindepth 1)" ] || fail "$1: something was written"
 }
 
+# check_killed NAME: stopped by the kernel, half-way, and nothing is left.
+check_killed() {
+  local code=0 errors=$work/$1/errors
+  run_image 1000 "$1" >"$work/$1/steps" 2>"$errors" || code=$?
+  [ "$code" = 137 ] || fail "$1: exit code $code, expected 137: $(cat "$errors")"
+  grep -q '^read' "$work/$1/steps" || fail "$1: killed before it began"
+  [ -z "$(find "$work/$1/output" -mindepth 1)" ] || fail "$1: something was written"
+}
+
 ./build.sh "$image"
 check_labels "$image" exec
 
@@ -81,7 +91,9 @@ for form in names folders interface socket; do
   mkdir "$work/$form"
   mv "$work/example/inputs/$form" "$work/$form/input"
 done
-mkdir -p "$work"/{no_moving,not_an_image}/input
+mkdir -p "$work"/{no_moving,not_an_image,no_scratch,little_memory}/input "$work/nothing"
+cp "$work"/names/input/* "$work/no_scratch/input"
+cp "$work"/names/input/* "$work/little_memory/input"
 cp "$work/example/fixed.mha" "$work/no_moving/input"
 cp "$work/example/moving.mha" "$work/not_an_image/input"
 echo "this is no image" >"$work/not_an_image/input/fixed.mha"
@@ -93,6 +105,12 @@ check_result 54321:54321 interface 4
 check_result 54321:54321 socket 4
 check_refusal no_moving moving
 check_refusal not_an_image fixed.mha
+
+given=(--memory 8g --volume "$work/nothing:/tmp:ro")
+check_result 54321:54321 no_scratch 3
+given=(--memory 500m --memory-swap 500m --tmpfs /tmp)
+check_killed little_memory
+given=(--memory 8g --tmpfs /tmp)
 echo "test.sh: the image passed."
 
 # ---- The image with the server --------------------------------------------------------------------------------------
@@ -154,7 +172,7 @@ check_labels "$image-invoke" invoke
 
 mkdir -p "$work"/server/{input,output}
 chmod 777 "$work/server/output"
-server=$(docker run --detach "${confined[@]}" --user 54321:54321 --volume "$work/server/input:/input:ro" \
+server=$(docker run --detach "${confined[@]}" "${given[@]}" --user 54321:54321 --volume "$work/server/input:/input:ro" \
   --volume "$work/server/output:/output" "$image-invoke" --device cpu)
 wait_for 120 is_healthy
 
@@ -186,7 +204,7 @@ for form in names socket; do # both layouts of the field
 done
 chmod -R a+rX "$work/evaluation"
 chmod 777 "$work/evaluation/output"
-docker run --rm "${confined[@]}" --user 54321:54321 --volume "$work/evaluation/input:/input:ro" \
+docker run --rm "${confined[@]}" "${given[@]}" --user 54321:54321 --volume "$work/evaluation/input:/input:ro" \
   --volume "$work/evaluation/ground_truth:/opt/ml/input/data/ground_truth:ro" \
   --volume "$work/evaluation/output:/output" lung-registration-evaluation:test
 "$python" -c '

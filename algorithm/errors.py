@@ -80,10 +80,11 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, the machine's or the GPU's, did not suffice: PyTorch has no one exception for it."""
+    """Whether memory, the machine's or the GPU's, did not suffice: the libraries have no one exception for it."""
     text = str(error)
     onednn = ("could not create a primitive", "could not execute a primitive")
-    phrases = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
+    torch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
+    phrases = (*torch, "Failed to allocate memory")  # the last is SimpleITK's
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in phrases))
 
 

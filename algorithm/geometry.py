@@ -176,7 +176,7 @@ def moving_index(
     index = linear_index_map(_tensor(matrix, like), _tensor(offset, like), grid.shape)
     if displacement is None:
         return index
-    return index + torch.einsum("ij,njzyx->nzyxi", _tensor(to_moving, like), displacement)
+    return torch.einsum("ij,njzyx->nzyxi", _tensor(to_moving, like), displacement).add_(index)
 
 
 def sample(
@@ -193,8 +193,9 @@ def sample(
     n, m = volume.shape[0], index.shape[0]
     volume = volume.expand(max(n, m), -1, -1, -1, -1)
     index = index.expand(max(n, m), -1, -1, -1, -1)
-    size = torch.tensor(volume.shape[:1:-1], dtype=index.dtype, device=index.device)
-    values = _grid_sample(volume, 2 * index / (size - 1).clamp(min=1) - 1, "nearest" if nearest else "bilinear")
+    to_position = _tensor(2 / np.maximum(np.array(volume.shape[:1:-1]) - 1, 1), index)
+    position = torch.addcmul(-torch.ones_like(to_position), index, to_position)
+    values = _grid_sample(volume, position, "nearest" if nearest else "bilinear")
     if fill is None:
         return values
     return torch.where(inside(index, volume.shape[2:])[:, None], values, fill)
@@ -202,8 +203,8 @@ def sample(
 
 def inside(index: Float[Tensor, "n z y x 3"], shape: Size | torch.Size) -> Bool[Tensor, "n z y x"]:
     """Whether continuous indices lie in a volume of (z, y, x) voxels, voxels being boxes around their centres."""
-    size = torch.tensor(tuple(shape)[::-1], dtype=index.dtype, device=index.device)
-    return ((index >= -0.5) & (index < size - 0.5)).all(dim=-1)
+    x, y, z = ((i >= -0.5) & (i < n - 0.5) for i, n in zip(index.unbind(-1), tuple(shape)[::-1], strict=True))
+    return x & y & z
 
 
 def _grid_sample(volume: Tensor, position: Tensor, mode: str) -> Tensor:
@@ -251,7 +252,17 @@ def resample(
     volume: Float[Tensor, "n c zs ys xs"], source: Grid, target: Grid, fill: float | None = None
 ) -> Float[Tensor, "n c z y x"]:
     """A volume or field on another grid of the same world. Trilinear: smooth first when the target is coarser."""
-    return volume if source == target else warp(volume, source, None, target, fill=fill)
+    if source == target:
+        return volume
+    if fill is None and _parallel(source, target, Affine()):
+        return _interpolated(volume, source, target)
+    return warp(volume, source, None, target, fill=fill)
+
+
+def _interpolated(volume: Tensor, source: Grid, target: Grid) -> Tensor:
+    """`resample` where the axes are parallel: one matrix for each axis, several times faster than `warp`."""
+    along_x, along_y, along_z = (weights.to(volume) for weights in _weights(source, target, Affine(), smoothed=False))
+    return along_y @ torch.einsum("ts,ncsyx->nctyx", along_z, volume) @ along_x.T
 
 
 def doubled(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zd yd xd"]:
@@ -279,18 +290,24 @@ def _axis_by_axis(image: Tensor, source: Grid, target: Grid, affine: Affine, lea
     for each axis, and no smoothed voxel is worked out that is not asked for."""
     start, size = needed_part(source, target, affine)
     (x, y, z), (nx, ny, nz) = start, size
-    step = np.diag(_index_steps(source, target, affine))
-    first = source.cropped(start, size).to_index(affine(np.array(target.origin)))
-    along_x, along_y, along_z = (
-        _axis_weights(first[a] + step[a] * np.arange(target.size[a]), size[a], _sigma(abs(step[a]))).to(image.device)
-        for a in range(3)
-    )
+    weights = _weights(source.cropped(start, size), target, affine, smoothed=True)
+    along_x, along_y, along_z = (along.to(image.device) for along in weights)
     volume = image[0, 0, z : z + nz, y : y + ny, x : x + nx]
     parts = []
     for rows in volume.split(max(1, _PART_VOXELS // (nx * nz)), dim=1):
         coarse = torch.tensordot(along_z, rows.float().clamp(min=least), dims=1)
         parts.append(coarse @ along_x.T)
     return (along_y @ torch.cat(parts, dim=1))[None, None]
+
+
+def _weights(source: Grid, target: Grid, affine: Affine, *, smoothed: bool) -> list[Float[Tensor, "t s"]]:
+    """`_axis_weights` along x, y and z for axes that are parallel."""
+    first = source.to_index(affine(np.array(target.origin)))
+    steps = np.diag(_index_steps(source, target, affine))
+    return [
+        _axis_weights(start + step * np.arange(count), number, _sigma(step) if smoothed else 0.0)
+        for start, step, count, number in zip(first, steps, target.size, source.size, strict=True)
+    ]
 
 
 def _axis_weights(index: np.ndarray, number: int, sigma: float) -> Float[Tensor, "t s"]:
@@ -326,12 +343,11 @@ def warp_image(
 ) -> Float[Tensor, "1 1 z y x"]:
     """An image (1 1 z y x, any type) at x + u(x): `warp`, but only the part that is needed is converted to float."""
     index = moving_index(grid, source, displacement, Affine(), displacement)
-    flat = index.reshape(-1, 3)
     last = torch.tensor(source.size) - 1
-    low = torch.minimum(flat.amin(dim=0).floor().long().clamp(min=0), last)
-    high = torch.minimum(flat.amax(dim=0).ceil().long().clamp(min=0), last)
+    ends = torch.tensor([torch.aminmax(along) for along in index.unbind(-1)]).T  # along each axis: fast
+    low, high = (torch.minimum(end.long().clamp(min=0), last) for end in (ends[0].floor(), ends[1].ceil()))
     (x, y, z), (x1, y1, z1) = low.tolist(), (high + 1).tolist()
-    values = sample(image[:, :, z:z1, y:y1, x:x1].float(), index - low)
+    values = sample(image[:, :, z:z1, y:y1, x:x1].float(), index - low.float())
     return torch.where(inside(index, source.shape)[:, None], values, fill)
 
 
@@ -422,8 +438,12 @@ def with_affine(displacement: Float[Tensor, "n 3 z y x"], grid: Grid, affine: Af
     """The displacement affine(x + u(x)) - x of the whole transform."""
     growth = np.array(affine.matrix) - np.eye(3)
     start = growth @ np.array(grid.origin) + np.array(affine.offset)
-    linear = linear_index_map(_tensor(growth @ grid.axes, displacement), _tensor(start, displacement), grid.shape)
-    return linear.permute(0, 4, 1, 2, 3) + _apply(np.array(affine.matrix), displacement)
+    along_x, along_y, along_z = (
+        _tensor(np.outer(step, np.arange(n)), displacement)
+        for step, n in zip((growth @ grid.axes).T, grid.size, strict=True)
+    )
+    plane = (along_y[:, :, None] + along_x[:, None, :] + _tensor(start, displacement)[:, None, None])[:, None]
+    return _apply(np.array(affine.matrix), displacement).add_(plane).add_(along_z[:, :, None, None])
 
 
 def invert(

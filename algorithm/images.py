@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float32, Int16, Shaped
 from torch import Tensor
 
 from algorithm.dicom import find_series
-from algorithm.errors import InputError
+from algorithm.errors import InputError, out_of_memory
 from algorithm.geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
 from algorithm.network import AIR_HU
 
@@ -267,6 +267,8 @@ def _execute(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
     try:
         stored: sitk.Image = reader.Execute()
     except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise MemoryError(f"{path}: no room for its {math.prod(reader.GetSize())} voxels") from error
         raise InputError(f"{path}: its voxels cannot be read, expected a whole {ending(path)} file") from error
     return stored
 

@@ -3,13 +3,14 @@
 Several cheap starts, since no single one survives everything: the boxes around the lungs (scale and shift per axis;
 wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (a truncated base leaves
 the apex right) and, when the two worlds overlap, the identity. Where one of many rotations and shifts fits better than
-all of these, the best of them is a start, too: a patient turned on the side, a lung that is cut off elsewhere. Each is
-improved on a very coarse grid by minimising
+all of these, the best few of them are starts, too: a patient turned on the side, a lung that is cut off elsewhere. Each
+is improved on a very coarse grid by minimising
 
     1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
     + ρ · squared distance of the linear part from the start's
 
-over the 12 parameters of the affine map; the best one by the image terms is then polished at twice the resolution.
+over the 12 parameters of the affine map; the best one by the image terms goes on from where it came to until that helps
+no more, and is then polished at twice the resolution.
 Samples outside the moving field of view carry no weight.
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from algorithm.errors import InputError
@@ -39,6 +41,12 @@ class PrealignSettings:
 
     iterations: int = 30
     """Adam steps of every start, at half the resolution."""
+    searched: int = 3
+    """So many of the placements that were only looked at are improved."""
+    most_rounds: int = 8
+    """So often, at most, the best goes on from where it came to."""
+    settled: float = 0.02
+    """It stops when its image terms fall by less than this share."""
     polish: int = 30
     """Adam steps of the best, at full resolution."""
     step_mm: float = 1.5
@@ -89,6 +97,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
             f"the moving image shows less than {settings.least_overlap:.0%} of the fixed lungs wherever it is placed, "
             "expected two scans of the same lungs"
         )
+    best = _settled(coarse_fixed, coarse_moving, best, value, settings)
     affine, polished = _minimise(fixed, moving, best, settings.polish, settings.step_mm / 3, settings)
     log.info("pre-alignment: from %s, objective %.4f, polished %.4f", name, value, polished)
     if np.linalg.det(np.array(affine.matrix)) < LEAST_DETERMINANT:
@@ -111,21 +120,26 @@ def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
 
 
 def searched_start(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
-    """The best of many rough placements, where it fits better than every one of the ``others`` as they are.
+    """The best of many rough placements, where one fits better than every one of the ``others`` as they are.
 
     Lungs that are turned, or that the field of view cuts off on any side. The placements are only looked at, not
-    improved, so this takes little time. What is found is turned once more, for rotations about more than one axis.
+    improved, so this takes little time; the best are turned once more, by less.
     """
     points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
 
     def value(start: Affine) -> float:
         return _value(fixed, moving, start, settings)
 
-    placements = _turned(_shift(targets.mean(axis=0) - points.mean(axis=0)), points.mean(axis=0))
-    best = min([*others, *_shifts(points, targets), *placements], key=value)
-    if best in others:
+    centre = points.mean(axis=0)
+    placements = _turned(_shift(targets.mean(axis=0) - centre), centre, _everywhere())
+    ranked = sorted([*others, *_shifts(points, targets), *placements], key=value)
+    if ranked[0] in others:
         return {}
-    return {"searched": min([best, *_turned(best, points.mean(axis=0))], key=value)}
+    nearby = _nearby()
+    return {
+        f"searched {n}": min([start, *_turned(start, centre, nearby)], key=value)
+        for n, start in enumerate(ranked[: settings.searched])
+    }
 
 
 def _shifts(points: np.ndarray, targets: np.ndarray) -> list[Affine]:
@@ -139,19 +153,27 @@ def _shift(shift: np.ndarray) -> Affine:
     return Affine.from_arrays(np.eye(3), shift)
 
 
-def _turned(start: Affine, centre: np.ndarray) -> list[Affine]:
-    """The start after rotations about each world axis through ``centre``: steps of 20° as patients may lie, to 60°,
-    and quarter turns as headers may be wrong.
+def _turned(start: Affine, centre: np.ndarray, rotations: Rotation) -> list[Affine]:
+    """The start after each of the rotations about ``centre``."""
+    return [
+        Affine.from_arrays(np.array(start.matrix) @ rotation, start(centre - rotation @ centre))
+        for rotation in rotations.as_matrix()
+    ]
+
+
+def _everywhere() -> Rotation:
+    """120 rotations, no other farther than 40° from one of them: those of the icosahedron, and a quarter turn more.
+
+    No rotation and those of a cube, as headers may be wrong by, are among them.
     """
-    turned = []
-    for axis, degrees in itertools.product(range(3), (-60, -40, -20, 20, 40, 60, 90, 180, 270)):
-        cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-        first, second = (axis + 1) % 3, (axis + 2) % 3
-        rotation = np.eye(3)
-        rotation[[first, second], [first, second]] = cosine
-        rotation[first, second], rotation[second, first] = -sine, sine
-        turned.append(Affine.from_arrays(np.array(start.matrix) @ rotation, start(centre - rotation @ centre)))
-    return turned
+    icosahedron = Rotation.create_group("I")
+    return Rotation.concatenate([icosahedron, Rotation.from_euler("z", 90, degrees=True) * icosahedron])
+
+
+def _nearby() -> Rotation:
+    """Up to 40° about each axis."""
+    steps = np.deg2rad([-40, -20, 20, 40])
+    return Rotation.from_rotvec([angle * axis for axis in np.eye(3) for angle in steps])
 
 
 @torch.no_grad()
@@ -189,6 +211,20 @@ def _minimise(
         optimiser.step()
         schedule.step()
     return best, best_value
+
+
+def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: PrealignSettings) -> Affine:
+    """Minimised again and again, each time from where it came to, until that helps no more.
+
+    The change of the linear part counts from each new start: this is how a turned patient comes all the way.
+    """
+    for _ in range(settings.most_rounds):
+        before = value
+        start, value = _minimise(fixed, moving, start, settings.iterations, settings.step_mm, settings)
+        log.debug("pre-alignment again: %.4f", value)
+        if value >= (1 - settings.settled) * before:
+            break
+    return start
 
 
 def _moved(start: Affine, linear: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> Affine:

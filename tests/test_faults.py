@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torch._dynamo  # by Adam, at its first use: memory that ends during an import is Python's to report
 
 from algorithm.errors import InputError
 from algorithm.images import PARTIAL, Image, read_image, read_mask
@@ -306,6 +307,16 @@ def test_no_memory(tmp_path: Path, options: Options, alone: Callable[[str], Path
         assert one_sentence(run.said()).startswith("out of memory: ")
         assert not output.exists()
     assert codes[0] == 1
+
+
+def test_a_scan_that_does_not_fit_into_memory_is_no_bad_input(tmp_path: Path, options: Options) -> None:
+    fixed = tmp_path / "fixed.mha"
+    sitk.WriteImage(sitk.Image([700, 700, 700], sitk.sitkInt16), fixed, useCompression=True)
+    limit = (resource.RLIMIT_DATA, 600 * 10**6)
+    run = Running(tmp_path / "log", [*options(tmp_path / "out"), f"--fixed={fixed}"], Fault(limit=limit))
+    assert run.ended() == 1
+    assert one_sentence(run.said()).startswith(f"out of memory: {fixed}: no room for its 343000000 voxels; ")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("stdout", ["closed pipe", "full disk"])

@@ -19,6 +19,7 @@ from algorithm import geometry
 from algorithm.geometry import (
     Affine,
     Grid,
+    Vector,
     compose,
     displacement_at,
     doubled,
@@ -428,6 +429,32 @@ def test_the_inverse_through_an_affine_map_leads_back(grid: Grid, generator: tor
     there = affine(points + vectors(inverse).reshape(-1, 3))
     back = affine.inverse()(there + displacement_at(torch.from_numpy(there), field, grid).numpy())
     np.testing.assert_allclose(back, points, atol=1e-6)
+
+
+@PROPERTY
+@given(
+    start=st.tuples(*[numbers(-6, 3)] * 3),
+    steps=st.tuples(*[numbers(0.2, 2.5)] * 3),
+    flipped=st.tuples(*[st.booleans()] * 3),
+    source=grids(),
+    generator=generators(),
+)
+def test_resampling_along_parallel_axes_is_warping_without_a_displacement(
+    start: Vector, steps: Vector, flipped: tuple[bool, bool, bool], source: Grid, generator: torch.Generator
+) -> None:
+    """Border values go on, also where the target leaves the source."""
+    step = np.array([-s if f else s for s, f in zip(steps, flipped, strict=True)])
+    first = np.where(flipped, np.array(source.size) - 1 - np.array(start), start)
+    x, y, z = source.to_world(first)
+    signs = np.diag(np.sign(step))
+    target = Grid(
+        (9, 8, 7),
+        tuple(np.array(source.spacing) * np.abs(step)),
+        (float(x), float(y), float(z)),
+        as_matrix(np.array(source.direction) @ signs),
+    )
+    volume = torch.randn(2, 3, *source.shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(resample(volume, source, target), warp(volume, source, None, target), atol=1e-5, rtol=0)
 
 
 @given(grids(min_size=2), st.integers(1, 3), generators())

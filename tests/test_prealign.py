@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from algorithm import prealign as module
 from algorithm.errors import InputError
@@ -82,6 +83,21 @@ def test_a_known_affine_map_is_found_however_the_scan_is_stored(fixed: Scan, sto
     moving = moved(fixed, affine, placed(ROOMY, affine, FLIPS[storage]))
     assert error_mm(Affine(), affine, fixed) > 15
     assert error_mm(prealign(fixed, moving), affine, fixed) < 1
+
+
+@pytest.mark.parametrize(("degrees", "axis"), [(25, (1, 2, 3)), (40, (1, 2, 3)), (60, (-3, 1, 1)), (80, (2, -1, 0))])
+def test_a_patient_who_is_turned(fixed: Scan, degrees: int, axis: tuple[int, int, int]) -> None:
+    rotation = Rotation.from_rotvec(np.deg2rad(degrees) * np.array(axis) / np.linalg.norm(axis)).as_matrix()
+    affine = Affine.from_arrays(rotation @ SHEARED, np.array([12.0, -8.0, 15.0]))
+    moving = moved(fixed, affine, placed(ROOMY, affine, np.eye(3)))
+    assert error_mm(prealign(fixed, moving), affine, fixed) < 1
+
+
+def test_no_rotation_is_far_from_those_that_are_tried() -> None:
+    tried = module._everywhere()
+    some = Rotation.random(500, random_state=0)
+    assert max(float((rotation.inv() * tried).magnitude().min()) for rotation in some) < np.deg2rad(40)
+    assert all((rotation.inv() * tried).magnitude().min() < 1e-6 for rotation in Rotation.create_group("O"))
 
 
 def test_worlds_metres_apart(fixed: Scan) -> None:
