@@ -1,0 +1,97 @@
+"""The way through a GPU, on a pretended one: the CPU's results, and nothing that a real one would refuse."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from algorithm.network import CascadeSettings
+from algorithm.weights import load_cascade
+from baselines import ruehaak
+from tests.pretended_gpu import DeviceError, pretended_gpu
+from tests.running import call_main, field_array, pair_options, results
+from training import data, train
+from training.settings import TrainSettings
+
+QUICK = TrainSettings(
+    features=(4, 8), steps=(1, 1, 1), delta=(0.0, 0.1, 0.1), crop=(0, 0, 16), keypoints=200, bfloat16=False
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*CUDA is not available.*:UserWarning"),  # autocast: it stays in float32
+]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda there, here: there + here,
+        lambda there, here: here.add_(there),
+        lambda there, here: torch.cat([there, here]),
+        lambda there, here: here[there > 0],
+        lambda there, here: there.numpy(),
+        lambda there, here: np.asarray(there),
+        lambda there, here: torch.nn.Linear(3, 1)(there),
+        lambda there, here: torch.nn.Linear(3, 1).to("cuda")(here),
+    ],
+)
+def test_the_pretended_gpu_refuses_what_a_real_one_would(
+    mistake: Callable[[torch.Tensor, torch.Tensor], object],
+) -> None:
+    with pretended_gpu(), pytest.raises(DeviceError):
+        mistake(torch.ones(3, device="cuda"), torch.ones(3))
+
+
+def test_the_pretended_gpu_does_what_a_real_one_would() -> None:
+    with pretended_gpu():
+        there, here = torch.ones(3, device="cuda"), torch.ones(3)
+        assert there.device.type == (there * 2).device.type == here.to(there).device.type == "cuda"
+        assert there.is_cuda and there[here > 0].is_cuda and (there * torch.tensor(2.0)).is_cuda
+        assert here.device == there.cpu().device == torch.device("cpu")
+        assert torch.nn.Linear(3, 1).to("cuda")(there).is_cuda
+        assert torch.equal(there.cpu(), here)
+        assert here.copy_(there).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("refinement", ["off", "full"])
+def test_a_whole_run(
+    tmp_path: Path, example: Path, small_weights: Path, refinement: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("algorithm.register.fastest_precision", lambda _: torch.float32)
+    cpu, gpu = tmp_path / "cpu", tmp_path / "gpu"
+    assert call_main(*pair_options(example, cpu, small_weights), f"--refine={refinement}") == 0
+    with pretended_gpu():
+        assert call_main(*pair_options(example, gpu, small_weights), f"--refine={refinement}", "--device=auto") == 0
+    assert results(gpu)["device"] == "cuda"
+    assert not any("CPU" in warning for warning in results(gpu)["warnings"])
+    np.testing.assert_allclose(field_array(gpu), field_array(cpu), atol=1e-3)
+
+
+def test_keypoints_and_the_conventional_method(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse = replace(ruehaak.CONVENTIONAL, spacing_mm=(16.0,), steps=(5,), weights=ruehaak.CONVENTIONAL.weights[:1])
+    monkeypatch.setattr(ruehaak, "CONVENTIONAL", coarse)
+    for device in ("cpu", "cuda"):
+        files = (example / "fixed.mha", example / "moving.mha", tmp_path / device)
+        monkeypatch.setattr(sys, "argv", ["ruehaak", *map(str, files), f"--device={device}"])
+        with pretended_gpu():
+            assert ruehaak.main() == 0
+    np.testing.assert_allclose(field_array(tmp_path / "cuda"), field_array(tmp_path / "cpu"), atol=1e-3)
+
+
+def test_training(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CascadeSettings", partial(CascadeSettings, network_size=(32, 24, 32)))
+    (tmp_path / "packed").mkdir()
+    data.pack_scan(example / "moving.mha", tmp_path / "packed" / "moving.npz")
+    weights = []
+    for device in ("cpu", "cuda"):
+        with pretended_gpu():
+            train.train(QUICK, train.Run(tmp_path / device, train=tmp_path / "packed", device=device))
+        weights.append(load_cascade(tmp_path / device / "weights").cascade.state_dict())
+    for name, values in weights[0].items():
+        torch.testing.assert_close(weights[1][name], values, atol=1e-3, rtol=0)
