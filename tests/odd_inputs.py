@@ -543,7 +543,10 @@ Warnings are in `warnings` of results.json.
 FAULTS = {
     "bytes of a file are altered, lost or cut off": "refused, or read as the file now says; within compressed voxels "
     "damage is always found",
-    "a full disk, a limit on files, no memory": "exit code 1 and one sentence; no part of a file is left",
+    "a full disk, a limit on files, no memory, a scan larger than the memory": "exit code 1 and one sentence; no part "
+    "of a file is left",
+    "the container's limit of memory (`test.sh`)": "the kernel stops it, exit code 137; nothing is in /output",
+    "a container without any /tmp (`test.sh`)": "the same result",
     "Ctrl-C, SIGTERM": "exit code 130, 143 and one sentence; no part of a file is left",
     "SIGKILL": "the next run removes the hidden `.*.partial` that is left",
     "stopped while a new result replaces an old one": "each image is whole, old or new; results.json, the last, is not "
