@@ -83,8 +83,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory, the machine's or the GPU's, did not suffice: the libraries have no one exception for it."""
     text = str(error)
     onednn = ("could not create a primitive", "could not execute a primitive")
-    torch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
-    phrases = (*torch, "Failed to allocate memory")  # the last is SimpleITK's
+    pytorch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
+    phrases = (*pytorch, "Failed to allocate memory")  # the last is SimpleITK's
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in phrases))
 
 
