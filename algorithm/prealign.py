@@ -86,7 +86,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
     coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
     candidates = []
     found = starts(fixed, moving)
-    found |= searched_start(coarse_fixed, coarse_moving, list(found.values()), settings)
+    found |= searched_starts(coarse_fixed, coarse_moving, list(found.values()), settings)
     for name, start in found.items():
         affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings.step_mm, settings)
         log.debug("pre-alignment from %s: %.4f", name, value)
@@ -119,7 +119,7 @@ def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
     return result | {"identity": Affine()} if _overlap(points, targets) > 0.5 else result
 
 
-def searched_start(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
+def searched_starts(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
     """The best of many rough placements, where one fits better than every one of the ``others`` as they are.
 
     Lungs that are turned, or that the field of view cuts off on any side. The placements are only looked at, not

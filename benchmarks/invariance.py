@@ -133,6 +133,8 @@ VARIANTS: dict[str, tuple[Change, Change]] = {
     "moving turned 10°": (same, carried(degrees=10, axis=OBLIQUE)),
     "moving turned 25°": (same, carried(degrees=25, axis=OBLIQUE)),
     "moving turned 40°": (same, carried(degrees=40, axis=OBLIQUE)),
+    "moving turned 80°": (same, carried(degrees=80, axis=OBLIQUE)),
+    "moving turned 150°": (same, carried(degrees=150, axis=OBLIQUE)),
     "moving turned 90°": (same, carried(FAR_MM, degrees=90)),
     "moving prone": (same, carried(degrees=180)),
     "padded with -1000": (padded(-1000), padded(-1000)),

@@ -19,7 +19,9 @@ MARK = "_is_on_the_pretended_gpu"
 ANSWERS = {"device": GPU, "is_cuda": True, "is_cpu": False}
 CONTENTS_FOR_PYTHON = (Tensor.numpy, Tensor.__array__)
 MAY_MIX = (Tensor.copy_, Tensor.data.__set__, torch._has_compatible_shallow_copy_type)
+"""Take tensors of both devices."""
 INDEXING = (Tensor.__getitem__, Tensor.__setitem__)
+"""Take indices of either device where the tensor itself is on the GPU."""
 
 
 class DeviceError(AssertionError):
@@ -63,7 +65,7 @@ class PretendedGpu(TorchFunctionMode):
         return tree_map(marked, result) if gpu else result
 
     def _check(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if function in INDEXING and on_gpu(args[0]):  # the indices may be the CPU's
+        if function in INDEXING and on_gpu(args[0]):
             args = (args[0], *args[2:])
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         there = [t for t in tensors if on_gpu(t)]

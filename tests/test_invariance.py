@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from algorithm.geometry import Affine, Size, displacement_at
 from algorithm.images import Image, read_field, read_image, write_image
-from algorithm.prealign import PrealignSettings, Scan, prealign, searched_start, starts
+from algorithm.prealign import PrealignSettings, Scan, prealign, searched_starts, starts
 from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, spaced, stored
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
@@ -237,4 +237,4 @@ def test_half_a_moving_field_of_view_metres_away(
 
 def test_nothing_is_searched_where_the_boxes_around_the_lungs_fit(scans: tuple[Scan, Scan]) -> None:
     fixed, moving = (scan.coarsened() for scan in scans)
-    assert searched_start(fixed, moving, list(starts(*scans).values()), PrealignSettings()) == {}
+    assert searched_starts(fixed, moving, list(starts(*scans).values()), PrealignSettings()) == {}
