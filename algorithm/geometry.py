@@ -109,6 +109,15 @@ class Affine:
         a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in matrix)
         return cls((a, b, c), (float(offset[0]), float(offset[1]), float(offset[2])))
 
+    @classmethod
+    def least_squares(cls, points: np.ndarray, targets: np.ndarray) -> "Affine":
+        """The map that brings ``points`` (p, 3) closest to ``targets`` (mm), in the least-squares sense."""
+        centre = points.mean(axis=0)
+        basis = np.column_stack([np.ones(len(points)), points - centre])
+        shift, *columns = np.linalg.lstsq(basis, targets)[0]
+        matrix = np.column_stack(columns)
+        return cls.from_arrays(matrix, shift - matrix @ centre)
+
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Maps world points (..., 3) in mm."""
         mapped: np.ndarray = np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)

@@ -5,9 +5,13 @@ and the *already warped* moving image at its own resolution, which is composed w
 
     u ← 0
     for each level, coarse to fine:
-        warped ← moving ∘ (x + u)                       at full resolution
-        v      ← UNet(downsampled fixed, downsampled warped)
-        u      ← v(x) + u(x + v(x))                     composition
+        repeat, up to the level's number of applications, while v is long enough to matter:
+            warped ← moving ∘ (x + u)                       at full resolution
+            v      ← UNet(downsampled fixed, downsampled warped)
+            u      ← v(x) + u(x + v(x))                     composition
+
+In the paper every level is applied once. More than once, by the same network, is how a level reaches farther than one
+prediction does: what is left after the first is closer. The weights' manifest says how often.
 
 What the paper leaves open, and how it is decided here:
 
@@ -29,9 +33,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from algorithm.geometry import Grid, compose, resample, warp, world_displacement
+from algorithm.geometry import Grid, compose, index_displacement, resample, warp, world_displacement
 
 AIR_HU = -1000.0
+LEAST_STEP_VOX = 0.1
+"""A level whose prediction has a shorter mean length, in its own voxels, is not applied again."""
 WINDOW_HU = (-1000.0, 200.0)
 
 
@@ -45,6 +51,17 @@ class CascadeSettings:
     """Downsampling of each level with respect to the network grid, coarse to fine; powers of two."""
     network_size: tuple[int, int, int] = (192, 160, 192)
     """Voxels (x, y, z) of the network grid."""
+    applications: tuple[int, ...] = ()
+    """Maximum number of applications of each level, coarse to fine; none given: one of each."""
+
+    def __post_init__(self) -> None:
+        given = self.applications
+        if given and (len(given) != len(self.factors) or min(given) < 1):
+            raise ValueError(f"applications {given}: expected one or more for each of the factors {self.factors}")
+
+    def times(self, level: int) -> int:
+        """Maximum number of applications of one level."""
+        return self.applications[level] if self.applications else 1
 
     def to_dict(self) -> dict[str, list[int]]:
         """For JSON."""
@@ -52,9 +69,13 @@ class CascadeSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, list[int]]) -> "CascadeSettings":
-        """Inverse of `to_dict`; KeyError for missing names, unknown ones are passed over."""
+        """Inverse of `to_dict`; KeyError for missing names, unknown ones are passed over.
+
+        Weights without ``applications`` are older than these.
+        """
         x, y, z = values["network_size"]
-        return cls(tuple(values["features"]), tuple(values["factors"]), (x, y, z))
+        applications = tuple(values.get("applications", ()))
+        return cls(tuple(values["features"]), tuple(values["factors"]), (x, y, z), applications)
 
 
 def _block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -134,6 +155,15 @@ def downsample_by(volume: Float[Tensor, "n c z y x"], factor: int) -> Float[Tens
     return volume
 
 
+def fastest_precision(device: torch.device) -> torch.dtype:
+    """Arithmetic for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
+    if device.type == "cuda":
+        return torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
 class Cascade(nn.Module):
     """The U-Nets of all levels, coarse to fine, and their composition."""
 
@@ -169,7 +199,10 @@ class Cascade(nn.Module):
         """
         so_far = None
         for level in range(len(self.settings.factors[:levels])):
-            so_far = self.add_level(level, fixed, grid, moving, moving_grid, so_far, reduction)
+            for _ in range(self.settings.times(level)):
+                so_far, step_vox = self.add_level(level, fixed, grid, moving, moving_grid, so_far, reduction)
+                if step_vox < LEAST_STEP_VOX:
+                    break
         if so_far is None:
             raise ValueError("a cascade needs at least one level")
         return so_far
@@ -183,10 +216,14 @@ class Cascade(nn.Module):
         moving_grid: Grid,
         so_far: tuple[Float[Tensor, "n 3 zc yc xc"], Grid] | None,
         reduction: int = 1,
-    ) -> tuple[Float[Tensor, "n 3 zl yl xl"], Grid]:
-        """The field of one more level, composed with the one ``so_far`` (None: no motion); images as in `forward`."""
+    ) -> tuple[tuple[Float[Tensor, "n 3 zl yl xl"], Grid], float]:
+        """The field of one more application of a level, composed with the one ``so_far`` (None: no motion).
+
+        And the mean length of what was added, in voxels of the level; images as in `forward`.
+        """
         factor = self.settings.factors[level] // reduction
         warped = warp(moving, moving_grid, None if so_far is None else resample(*so_far, grid), grid)
         level_grid = grid.coarsened(factor)
         step = self.predict_level(level, downsample_by(fixed, factor), downsample_by(warped, factor), level_grid)
-        return (step if so_far is None else compose(step, level_grid, *so_far)), level_grid
+        step_vox = float(index_displacement(step.detach(), level_grid).norm(dim=1).mean())
+        return ((step if so_far is None else compose(step, level_grid, *so_far)), level_grid), step_vox

@@ -10,8 +10,12 @@ is improved on a very coarse grid by minimising
     + ρ · squared distance of the linear part from the start's
 
 over the 12 parameters of the affine map; the best one by the image terms goes on from where it came to until that helps
-no more, and is then polished at twice the resolution.
-Samples outside the moving field of view carry no weight.
+no more.
+
+The affine map that matches the images best is not the one closest to the motion: where that is large, the map fits the
+part that it can fit and gives up the rest, the bases of the lungs. So the last step is a rough deformable registration
+from there, by the same image terms and a diffusion term; the result is the least-squares affine map of its field over
+the lungs. Samples outside the moving field of view carry no weight.
 """
 
 import itertools
@@ -24,15 +28,19 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from algorithm.control_grid import smoothed, unsmoothed
 from algorithm.errors import InputError
-from algorithm.geometry import Affine, Grid, inside, linear_index_map, sample
+from algorithm.geometry import Affine, Grid, inside, linear_index_map, moving_index, resample, sample, validity
 from algorithm.network import downsample
+from algorithm.objective.diffusion import diffusion
 from algorithm.objective.local_correlation import local_correlation_distance
 
 log = logging.getLogger(__name__)
 
 LEAST_DETERMINANT = 0.1
 """No breath shrinks a lung to a tenth."""
+SMOOTHING = 2
+"""Means of the control points of the deformable registration."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,23 @@ class PrealignSettings:
 
     iterations: int = 30
     """Adam steps of every start, at half the resolution."""
-    searched: int = 3
+    searched: int = 6
     """So many of the placements that were only looked at are improved."""
     most_rounds: int = 8
     """So often, at most, the best goes on from where it came to."""
     settled: float = 0.02
     """It stops when its image terms fall by less than this share."""
+    deformed: tuple[int, int] = (30, 20)
+    """Adam steps of the deformable registration, at half and at full resolution."""
+    deformed_step_vox: float = 1.0
+    """About what a control point moves in the first of them; it falls linearly to a tenth."""
+    deformed_window: int = 3
+    diffusion: float = 2.0
+    """Weight of the diffusion term."""
+    least_gain: float = 0.2
+    """Where it lowers the image terms by a smaller share, the affine map is polished instead."""
     polish: int = 30
-    """Adam steps of the best, at full resolution."""
+    """Adam steps of that, at full resolution."""
     step_mm: float = 1.5
     """Adam's first step size: the motion of the lung's surface in one step; it falls to a tenth."""
     mask_weight: float = 1.0
@@ -98,8 +115,8 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
             "expected two scans of the same lungs"
         )
     best = _settled(coarse_fixed, coarse_moving, best, value, settings)
-    affine, polished = _minimise(fixed, moving, best, settings.polish, settings.step_mm / 3, settings)
-    log.info("pre-alignment: from %s, objective %.4f, polished %.4f", name, value, polished)
+    log.info("pre-alignment: from %s, objective %.4f", name, value)
+    affine = _improved(fixed, moving, best, settings)
     if np.linalg.det(np.array(affine.matrix)) < LEAST_DETERMINANT:
         raise InputError("the pre-alignment collapsed the lungs, expected two scans of the same lungs")
     return affine
@@ -177,10 +194,16 @@ def _nearby() -> Rotation:
 
 
 @torch.no_grad()
-def _value(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> float:
-    """The image terms of a start as it is; inf when the moving image hardly covers the fixed lungs."""
-    index = _index_map(fixed, moving, start, torch.zeros(3, 3), torch.zeros(3), np.zeros(3))
-    value, covered = _image_terms(fixed, moving, index, settings)
+def _value(
+    fixed: Scan,
+    moving: Scan,
+    start: Affine,
+    settings: PrealignSettings,
+    displacement: Float[Tensor, "1 3 z y x"] | None = None,
+) -> float:
+    """The image terms of a map, or of it after a field; inf when the moving image hardly covers the fixed lungs."""
+    index = moving_index(fixed.grid, moving.grid, displacement, start, fixed.voxels)
+    value, covered = _image_terms(fixed, moving, index, settings, settings.window)
     return float(value) if covered >= settings.least_overlap else float("inf")
 
 
@@ -203,7 +226,7 @@ def _minimise(
     for _ in range(iterations + 1):
         optimiser.zero_grad()
         index = _index_map(fixed, moving, start, linear / radius, shift, centre)
-        value, covered = _image_terms(fixed, moving, index, settings)
+        value, covered = _image_terms(fixed, moving, index, settings, settings.window)
         if float(value.detach()) < best_value and covered >= settings.least_overlap:
             best_value = float(value.detach())
             best = _moved(start, linear.detach().numpy() / radius, shift.detach().numpy(), centre)
@@ -225,6 +248,54 @@ def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: P
         if value >= (1 - settings.settled) * before:
             break
     return start
+
+
+def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> Affine:
+    """The best map improved at full resolution: the one closest to a deformable registration that begins with it.
+
+    Where deforming hardly fits the images better, there is nothing but noise to deform for: then the affine map that
+    fits best.
+    """
+    displacement, grid = torch.zeros(1, 3, 4, 4, 4), fixed.grid.resized((4, 4, 4))
+    levels = (fixed.coarsened(), moving.coarsened()), (fixed, moving)
+    for (one, other), steps in zip(levels, settings.deformed, strict=True):
+        displacement, grid = _deformed(one, other, start, displacement, grid, steps, settings)
+    displacement = resample(displacement, grid, fixed.grid)
+    before, after = (_value(fixed, moving, start, settings, u) for u in (None, displacement))
+    log.debug("pre-alignment: %.4f, deformed %.4f", before, after)
+    if after > (1 - settings.least_gain) * before:
+        return _minimise(fixed, moving, start, settings.polish, settings.step_mm / 3, settings)[0]
+    seen = validity(displacement, fixed.grid, moving.grid, affine=start)
+    z, y, x = np.nonzero(((fixed.lungs > 0.5) & seen)[0, 0].numpy())
+    points = fixed.grid.to_world(np.stack([x, y, z], axis=1))
+    return Affine.least_squares(points, start(points + displacement[0, :, z, y, x].T.double().numpy()))
+
+
+def _deformed(
+    fixed: Scan,
+    moving: Scan,
+    affine: Affine,
+    start: Float[Tensor, "1 3 zs ys xs"],
+    start_grid: Grid,
+    steps: int,
+    settings: PrealignSettings,
+) -> tuple[Float[Tensor, "1 3 zc yc xc"], Grid]:
+    """Adam over the displacement (mm, in front of ``affine``) on a control grid of twice the spacing."""
+    x, y, z = ((n + 1) // 2 for n in fixed.grid.size)
+    grid = fixed.grid.resized((x, y, z))
+    voxel_mm = torch.tensor(fixed.grid.spacing).reshape(1, 3, 1, 1, 1)
+    control = (unsmoothed(resample(start, start_grid, grid), SMOOTHING) / voxel_mm).requires_grad_()
+    optimiser = torch.optim.Adam([control], lr=settings.deformed_step_vox)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
+    for _ in range(steps):
+        u = smoothed(control, SMOOTHING) * voxel_mm
+        index = moving_index(fixed.grid, moving.grid, resample(u, grid, fixed.grid), affine, u)
+        value, _ = _image_terms(fixed, moving, index, settings, settings.deformed_window)
+        optimiser.zero_grad()
+        (value + settings.diffusion * diffusion(u, grid)).backward()
+        optimiser.step()
+        schedule.step()
+    return (smoothed(control, SMOOTHING) * voxel_mm).detach(), grid
 
 
 def _moved(start: Affine, linear: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> Affine:
@@ -249,13 +320,13 @@ def _index_map(
 
 
 def _image_terms(
-    fixed: Scan, moving: Scan, index: Float[Tensor, "1 z y x 3"], settings: PrealignSettings
+    fixed: Scan, moving: Scan, index: Float[Tensor, "1 z y x 3"], settings: PrealignSettings, window: int
 ) -> tuple[Tensor, float]:
     """Local correlation and mask terms, and the share of the fixed lungs inside the moving field of view."""
     valid = inside(index, moving.grid.shape)[:, None].float()
     warped = sample(torch.cat([moving.voxels, moving.lungs], dim=1), index)
     weight = fixed.lungs * valid
     covered = float(weight.sum() / fixed.lungs.sum())
-    similarity = local_correlation_distance(fixed.voxels, warped[:, :1], weight, settings.window)
+    similarity = local_correlation_distance(fixed.voxels, warped[:, :1], weight, window)
     masks = ((warped[:, 1:] - fixed.lungs).square() * valid).sum() / fixed.lungs.sum()
     return similarity + settings.mask_weight * masks, covered

@@ -1,9 +1,8 @@
 """Per-pair minimisation of the objective, coarse to fine, from a given start.
 
 The unknown is the displacement on a control grid of twice the spacing of the level's images, in voxels of the level,
-smoothed by small means before it is used (Siebert et al. 2021, "Fast 3D registration with accurate optimisation ...",
-have it so). What the images are compared with, what is regularised and what is returned is one and the same field:
-trilinear on the control grid.
+smoothed by small means before it is used (`algorithm.control_grid`). What the images are compared with, what is
+regularised and what is returned is one and the same field: trilinear on the control grid.
 
 After the cascade it is what Hering et al. 2021 leave for later; from a zero start, with keypoints, it is the
 conventional method (`baselines.ruehaak`).
@@ -26,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm import tqdm
 
+from algorithm.control_grid import smoothed, unsmoothed
 from algorithm.geometry import (
     Affine,
     Grid,
@@ -52,8 +52,9 @@ log = logging.getLogger(__name__)
 Similarity = Literal["local correlation", "ngf", "mind"]
 
 
-SMOOTH = Weights(alpha=0.0, beta=0.0, gamma=0.0, delta=0.0, diffusion=0.8)
-"""Nothing but the diffusion beside D."""
+SMOOTH = Weights(alpha=20.0, beta=0.0, gamma=0.0, delta=0.0)
+"""Nothing but the curvature beside D. Unlike the diffusion it asks nothing of large motion that is locally affine."""
+SMOOTHER = replace(SMOOTH, alpha=40.0)
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,12 @@ class RefineSettings:
 
     spacing_mm: tuple[float, ...] = (4.0, 2.0)
     """Voxel of the images, isotropic; for scans whose own voxels are larger than the last, see `for_voxels`."""
-    steps: tuple[int, ...] = (60, 40)
+    steps: tuple[int, ...] = (30, 30)
     both_directions: bool = True
     similarity: Similarity = "local correlation"
-    weights: tuple[Weights, ...] = (SMOOTH, SMOOTH)
+    weights: tuple[Weights, ...] = (SMOOTHER, SMOOTH)
     """Of the terms beside D, one for each level. There are no labels here: β is to be 0; δ > 0 needs keypoints."""
-    step_vox: float = 0.5
+    step_vox: float = 0.3
     """Adam's first step size, about what a control point moves in one step; it falls linearly to a tenth."""
     smoothing: int = 2
     """So many 3³ means of the control points make the field."""
@@ -79,8 +80,8 @@ class RefineSettings:
     """ε of the NGF."""
     margin_mm: float = 12.0
     """Of the field around the fixed lungs; beyond it goes on constant."""
-    mask_margin_vox: int = 2
-    """The images count in the lungs and so many voxels around."""
+    mask_margin_vox: int = 0
+    """The images count in the lungs and so many voxels around: what lies there slides along them."""
 
     def __post_init__(self) -> None:
         if not len(self.spacing_mm) == len(self.steps) == len(self.weights):
@@ -112,7 +113,7 @@ class Refined(NamedTuple):
     """How far the two directions lie apart; None when only one was minimised."""
 
 
-FAST = RefineSettings(steps=(30, 10))
+FAST = RefineSettings(steps=(20, 8))
 FULL = RefineSettings()
 
 
@@ -273,24 +274,6 @@ def distance(
 def dilated(mask: Bool[Tensor, "1 1 z y x"], voxels: int) -> Bool[Tensor, "1 1 z y x"]:
     """The mask and the cubes of ``voxels`` in every direction around it."""
     return F.max_pool3d(mask.float(), 2 * voxels + 1, stride=1, padding=voxels) > 0
-
-
-def smoothed(control: Float[Tensor, "n 3 z y x"], times: int) -> Float[Tensor, "n 3 z y x"]:
-    """``times`` 3³ means, border values repeated: nearly a B-spline of degree 2·``times`` - 1."""
-    for _ in range(times):
-        control = F.avg_pool3d(F.pad(control, [1] * 6, mode="replicate"), 3, stride=1)
-    return control
-
-
-def unsmoothed(displacement: Float[Tensor, "n 3 z y x"], times: int, rounds: int = 4) -> Float[Tensor, "n 3 z y x"]:
-    """Control points whose `smoothed` field is nearly the given one (van Cittert's iteration): so it starts there.
-
-    Nearly: what the smoothing takes away altogether, waves of two or three voxels, does not come back.
-    """
-    control = displacement
-    for _ in range(rounds):
-        control = control + displacement - smoothed(control, times)
-    return control
 
 
 def _moving_grid(source: Grid, grid: Grid, affine: Affine, spacing_mm: float) -> Grid:

@@ -14,9 +14,10 @@ from typing import TypeVar
 import torch
 
 from algorithm.errors import InputError, out_of_memory
+from algorithm.extension import extended
 from algorithm.folding import unfold
 from algorithm.geometry import resample
-from algorithm.network import Cascade
+from algorithm.network import Cascade, fastest_precision
 from algorithm.prepare import Prepared, Subject, prepare
 from algorithm.quality import quality, warnings
 from algorithm.refine import FAST, FULL, Refined, refine
@@ -39,15 +40,6 @@ def choose_device(option: str, report: Report) -> torch.device:
         report.warn("No GPU: running on the CPU.")
         return torch.device("cpu")
     return torch.device("cuda" if option == "auto" else option)
-
-
-def fastest_precision(device: torch.device) -> torch.dtype:
-    """Arithmetic for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
-    if device.type == "cuda":
-        return torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    has_bfloat16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
 def register(
@@ -87,7 +79,7 @@ def on_device(stage: str, function: Callable[[torch.device], T], device: torch.d
 
 @torch.no_grad()
 def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report) -> Refined:
-    """The cascade's field; in single precision where half precision overflows."""
+    """The cascade's field, continued around the lungs; in single precision where half precision overflows."""
     cascade, there = cascade.to(device), pair.to(device)
     cascade.precision = fastest_precision(device)
     displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
@@ -95,7 +87,7 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
         report.warn("The cascade overflowed in half precision: repeated in single precision.")
         cascade.precision = torch.float32
         displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
-    return Refined(displacement.float().cpu(), grid, None)
+    return Refined(extended(displacement.float(), there.fixed_lungs).cpu(), grid, None)
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ CONVENTIONAL = RefineSettings(
     spacing_mm=(8.0, 4.0, 2.0),
     steps=(60, 60, 40),
     similarity="ngf",
+    step_vox=0.5,
+    mask_margin_vox=2,
     weights=(
         Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.02, t=0.2, diffusion=0.8),
         Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.01, t=0.1, diffusion=0.8),

@@ -17,22 +17,23 @@ import torch
 
 from algorithm.geometry import displacement_at, jacobian_determinant, resample
 from algorithm.images import Image
-from algorithm.network import Cascade
+from algorithm.network import Cascade, fastest_precision
 from algorithm.prepare import prepare, subject
-from algorithm.register import fastest_precision
 from algorithm.weights import find_weights, load_cascade
 from phantom import PhantomSettings, make_pair
-from training.breathing import BreathingSettings, scanned
+from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, scanned
 from training.data import TrainingScan, load_scan
+from training.random_motion import MotionSettings
 from training.train import drawn_pair
 
 Measured = dict[str, float]
+LOCAL = MotionSettings(
+    diaphragm_mm=0.0, detail_spacing_mm=(40.0, 20.0), detail_mm=(3.0, 1.5), mean_motion_mm=(1.0, 4.0)
+)
 STYLES = {
-    "as trained": BreathingSettings(),
-    "large (mean 8 to 12 mm)": BreathingSettings(mean_motion_mm=(8.0, 12.0)),
-    "local (B-splines of 40 and 20 mm alone)": BreathingSettings(
-        diaphragm_mm=0.0, detail_spacing_mm=(40.0, 20.0), detail_mm=(3.0, 1.5), mean_motion_mm=(1.0, 4.0)
-    ),
+    "at rest, as trained": AT_REST,
+    "breath-holds, as trained (without real motion)": BREATH_HOLD,
+    "local (B-splines of 40 and 20 mm alone)": BreathingSettings(motion=LOCAL),
 }
 FIRST_SEED = 2_000_000_000
 
@@ -92,7 +93,7 @@ def main() -> None:
     )
     kinds: dict[str, Callable[[int], Measured]] = {
         **{name: partial(of_simulated, cascade, trained, style) for name, style in STYLES.items()},
-        "scans kept out": partial(of_simulated, cascade, kept_out, BreathingSettings()),
+        "scans kept out": partial(of_simulated, cascade, kept_out, AT_REST),
         "phantoms": partial(of_phantom, cascade),
     }
     for name, measure in kinds.items():

@@ -92,7 +92,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small networks on a small network grid, one thread."""
 
     def tiny(config: str, steps: tuple[int, ...], seed: int) -> TrainSettings:
-        return replace(reduced_settings(config, steps, seed), features=(4, 8), bfloat16=False)
+        return replace(reduced_settings(config, steps, seed), features=(4, 8))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

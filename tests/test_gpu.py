@@ -18,9 +18,7 @@ from tests.running import call_main, field_array, pair_options, results
 from training import data, train
 from training.settings import TrainSettings
 
-QUICK = TrainSettings(
-    features=(4, 8), steps=(1, 1, 1), delta=(0.0, 0.1, 0.1), crop=(0, 0, 16), keypoints=200, bfloat16=False
-)
+QUICK = TrainSettings(features=(4, 8), steps=(1, 1, 1), delta=(0.0, 0.1, 0.1), crop=(0, 0, 16), keypoints=200)
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -139,7 +139,7 @@ def test_a_simulated_pair_counts_inside_its_lungs_only() -> None:
     generator = torch.Generator().manual_seed(0)
     inside = torch.randn(1, 3, *grid.shape, generator=generator) * lungs
     image = torch.zeros_like(lungs)
-    pair = TrainingPair(image, image, lungs, lungs, inside, grid, grid, grid)
+    pair = TrainingPair(image, image, lungs, lungs, inside, -inside, grid, grid, grid)
     result = of_pair(pair)
     assert result == of_pair(replace(pair, displacement=inside + 1000 * (1 - lungs)))
     assert result.mean_mm == pytest.approx(math.sqrt(8 / math.pi), rel=0.05)
@@ -154,7 +154,7 @@ def test_a_pair_s_coarser_field_is_read_in_its_own_world() -> None:
     displacement = torch.zeros(1, 3, *coarse.shape)
     displacement[:, 2] = 0.1 * x
     image = torch.zeros_like(lungs)
-    pair = TrainingPair(image, image, lungs, lungs, displacement, grid, grid, coarse)
+    pair = TrainingPair(image, image, lungs, lungs, displacement, -displacement, grid, grid, coarse)
     assert of_pair(pair).mean_mm < 0.001  # linear, hence affine
 
 

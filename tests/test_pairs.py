@@ -23,13 +23,13 @@ from training.bank import write_bank
 from training.breathing import BreathingSettings
 from training.data import TrainingScan
 from training.pairs import TrainingPair, load_pair, save_pair
-from training.train import drawn_pair
+from training.train import drawn_pair, kind_of_breathing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROPERTY = settings(deadline=None, max_examples=10)
 HALF_STEP_HU = (WINDOW_HU[1] - WINDOW_HU[0]) / 255 / 2
-TENSORS = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement")
+TENSORS = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement", "backward")
 GRIDS = ("grid", "moving_grid", "displacement_grid")
 
 
@@ -45,6 +45,7 @@ def pair_on(grid: Grid, moving_grid: Grid, displacement_grid: Grid, seed: int, a
         noise(moving_grid, generator, -1200.0, 400.0),
         noise(grid, generator, 0.0, 1.0),
         noise(moving_grid, generator, 0.0, 1.0),
+        smooth_field(displacement_grid, amplitude_mm, generator),
         smooth_field(displacement_grid, amplitude_mm, generator),
         grid,
         moving_grid,
@@ -249,7 +250,7 @@ def test_a_bank_holds_every_pair_at_both_resolutions_and_nothing_else(whole: Pat
 @pytest.mark.parametrize("reduction", [1, 2])
 def test_the_files_are_the_drawn_pairs_reduced(packed: Path, whole: Path, tmp_path: Path, reduction: int) -> None:
     scans = [made_scan(packed / f"{name}.npz") for name in ("one", "two")]
-    expected = drawn_pair(scans, 190_000_001, BreathingSettings()).reduced(reduction)
+    expected = drawn_pair(scans, 190_000_001, kind_of_breathing(190_000_001, 0.5)).reduced(reduction)
     save_pair(tmp_path / "expected.npz", expected)
     loaded = load_pair(whole / str(reduction) / "00001.npz")
     assert_same_pair(loaded, load_pair(tmp_path / "expected.npz"))
@@ -293,9 +294,9 @@ def test_existing_pairs_are_not_touched_nor_drawn_again(
             (tmp_path / reduction / f"0000{number}.npz").write_bytes(b"already there")
     seeds = []
 
-    def watched(scans: list[TrainingScan], seed: int, settings_: BreathingSettings) -> TrainingPair:
+    def watched(scans: list[TrainingScan], seed: int, settings_: BreathingSettings, real: None) -> TrainingPair:
         seeds.append(seed)
-        return drawn_pair(scans, seed, settings_)
+        return drawn_pair(scans, seed, settings_, real=real)
 
     monkeypatch.setattr(bank, "drawn_pair", watched)
     write_bank(packed, tmp_path, 3, 4)

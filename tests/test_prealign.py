@@ -121,7 +121,7 @@ def without_base(scan: Scan, share: float) -> Scan:
 def test_a_moving_scan_without_the_base(fixed: Scan, share: float) -> None:
     affine = Affine.from_arrays(SHEARED, np.array([5.0, 6.0, -700.0]))
     moving = without_base(moved(fixed, affine, placed(fixed.grid, affine, np.eye(3))), share)
-    assert error_mm(prealign(fixed, moving), affine, fixed) < 1
+    assert error_mm(prealign(fixed, moving), affine, fixed) < 1.5
 
 
 def test_a_fixed_scan_without_the_base(fixed: Scan) -> None:
@@ -143,7 +143,7 @@ def test_breathing_is_reduced_to_what_an_affine_map_cannot_do(
     best = np.linalg.norm(homogeneous @ np.linalg.lstsq(homogeneous, targets)[0] - targets, axis=1).mean()
     before = np.linalg.norm(points - targets, axis=1).mean()
     after = np.linalg.norm(prealign(fixed, exhaled)(points) - targets, axis=1).mean()
-    assert best < after < best + 1.5
+    assert best < after < 1.25 * best  # 1.15 at 4 mm; these are 8
     assert after < 0.6 * before
 
 

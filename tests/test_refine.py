@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from algorithm.control_grid import smoothed
 from algorithm.geometry import Affine, Grid, displacement_at, doubled, resample, restored, warp, world_displacement
 from algorithm.images import Image
 from algorithm.lungs import LungMask
@@ -22,7 +23,6 @@ from algorithm.refine import (
     for_voxels,
     minimise,
     refine,
-    smoothed,
     swapped,
 )
 from tests.strategies import as_matrix, smooth_field

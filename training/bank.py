@@ -17,10 +17,11 @@ from typing import Any
 from tqdm import tqdm
 
 from algorithm.errors import InputError, exit_code
-from training.breathing import BreathingSettings
+from training.breathing import AT_REST, BREATH_HOLD
 from training.data import load_scan
 from training.pairs import save_pair
-from training.train import drawn_pair
+from training.random_motion import load_real_motions
+from training.train import drawn_pair, kind_of_breathing
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +31,25 @@ SEEDS_OF_BANKS = 9
 """Takes the place of the level in `training.train`: a bank draws no pair that training draws itself."""
 
 
-def write_bank(train: Path, out: Path, pairs: int, seed: int) -> None:
+def write_bank(
+    train: Path, out: Path, pairs: int, seed: int, breath_holds: float = 0.5, real_motion: Path | None = None
+) -> None:
     """Pairs 0 to ``pairs`` - 1 of ``seed``; each one depends on seed and number only."""
     scans = [load_scan(path) for path in sorted(train.glob("*.npz"))]
     if not scans:
         raise InputError(f"{train} holds no .npz scans; training.data makes them")
     for reduction in REDUCTIONS:
         (out / str(reduction)).mkdir(parents=True, exist_ok=True)
-    _describe(out, {"seed": seed, "scans": [scan.name for scan in scans], "breathing": asdict(BreathingSettings())})
+    real = load_real_motions(real_motion) if real_motion else None
+    kinds = {"at_rest": asdict(AT_REST), "breath_hold": asdict(BREATH_HOLD), "breath_holds": breath_holds}
+    _describe(out, {"seed": seed, "scans": [scan.name for scan in scans], **kinds, "real": real is not None})
     for number in tqdm(range(pairs), disable=None):
         if number % 50 == 0:
             log.info("pair %d of %d", number, pairs)
         paths = [out / str(reduction) / f"{number:05d}.npz" for reduction in REDUCTIONS]
         if not all(path.exists() for path in paths):
-            pair = drawn_pair(scans, (seed * 10 + SEEDS_OF_BANKS) * 10_000_000 + number, BreathingSettings())
+            own = (seed * 10 + SEEDS_OF_BANKS) * 10_000_000 + number
+            pair = drawn_pair(scans, own, kind_of_breathing(own, breath_holds), real=real)
             for reduction, path in zip(REDUCTIONS, paths, strict=True):
                 save_pair(path, pair.reduced(reduction))
 
@@ -65,8 +71,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    write_bank(arguments.train, arguments.out, arguments.pairs, arguments.seed)
+    parser.add_argument("--breath-holds", type=float, default=0.5, help="their share")
+    parser.add_argument("--real-motion", type=Path, help="motion of real pairs, for the breath-holds")
+    write_bank(**vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

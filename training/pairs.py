@@ -25,6 +25,8 @@ class TrainingPair:
     moving_lungs: Float[Tensor, "1 1 zm ym xm"]
     displacement: Float[Tensor, "1 3 zd yd xd"]
     """mm; right inside the fixed lungs."""
+    backward: Float[Tensor, "1 3 zd yd xd"]
+    """mm, on the same grid: the displacement from the moving to the fixed image, right inside the moving lungs."""
     grid: Grid
     moving_grid: Grid
     displacement_grid: Grid
@@ -42,6 +44,20 @@ class TrainingPair:
             moving_grid=self.moving_grid.coarsened(factor),
         )
 
+    def swapped(self) -> "TrainingPair":
+        """Fixed for moving."""
+        return TrainingPair(
+            self.moving,
+            self.fixed,
+            self.moving_lungs,
+            self.fixed_lungs,
+            self.backward,
+            self.displacement,
+            self.moving_grid,
+            self.grid,
+            self.displacement_grid,
+        )
+
     def cropped(self, start: Size, size: Size) -> "TrainingPair":
         """A part (x, y, z voxels) of the fixed image; the moving one stays whole."""
         x, y, z = (slice(first, first + n) for first, n in zip(start, size, strict=True))
@@ -54,18 +70,19 @@ class TrainingPair:
 
     def to(self, device: str) -> "TrainingPair":
         """The pair on the training device."""
-        names = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement")
+        names = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement", "backward")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
 def save_pair(path: Path, pair: TrainingPair) -> None:
-    """HU of the lung window and lungs in 8 bits, displacement in half precision (0.004 mm at 8 mm)."""
+    """HU of the lung window and lungs in 8 bits, displacements in half precision (0.004 mm at 8 mm)."""
     arrays = {
         "fixed": codes(pair.fixed),
         "moving": codes(pair.moving),
         "fixed_lungs": (pair.fixed_lungs[0, 0] * 255).round().to(torch.uint8).numpy(),
         "moving_lungs": (pair.moving_lungs[0, 0] * 255).round().to(torch.uint8).numpy(),
         "displacement": pair.displacement[0].half().numpy(),
+        "backward": pair.backward[0].half().numpy(),
     }
     for name in ("grid", "moving_grid", "displacement_grid"):
         arrays |= grid_arrays(getattr(pair, name), f"{name}_")
@@ -81,6 +98,7 @@ def load_pair(path: Path) -> TrainingPair:
             torch.from_numpy(data["fixed_lungs"])[None, None].float() / 255,
             torch.from_numpy(data["moving_lungs"])[None, None].float() / 255,
             torch.from_numpy(data["displacement"])[None].float(),
+            torch.from_numpy(data["backward"])[None].float(),
             packed_grid(data, "grid_"),
             packed_grid(data, "moving_grid_"),
             packed_grid(data, "displacement_grid_"),

@@ -21,7 +21,9 @@ class TrainSettings:
 
     features: tuple[int, ...] = CascadeSettings().features
     factors: tuple[int, ...] = CascadeSettings().factors
-    """Both as in `CascadeSettings`."""
+    applications: tuple[int, ...] = (1, 1, 1)
+    """All three as in `CascadeSettings`. In training all applications are done, each from where the last one came to,
+    and count alike; no gradient goes from one to the one before."""
     steps: tuple[int, ...] = (2000, 2000, 1000)
     learning_rate: float = 3e-3
     """At the start of a level; falls to a tenth by a cosine."""
@@ -57,8 +59,8 @@ class TrainSettings:
     """Edge of the part of the fixed image (x, y, z voxels, at most the image) that a step sees; 0: all of it."""
     scale: float = 0.12
     """Largest relative change of each voxel edge: lungs of other sizes and shapes."""
-    bfloat16: bool = True
-    """U-Nets in bfloat16: three times faster on a CPU with AVX-512 BF16."""
+    breath_holds: float = 0.5
+    """Share of breath-holds among the pairs that are simulated; the rest breathe at rest."""
 
     def __post_init__(self) -> None:
         if not self.factors or not self.features or min(self.features) < 1:

@@ -28,17 +28,21 @@ from torch import Tensor
 
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Grid, displacement_at, jacobian_determinant, resample, warp
-from algorithm.network import Cascade, CascadeSettings, downsample_by
+from algorithm.network import Cascade, CascadeSettings, downsample_by, fastest_precision
 from algorithm.objective import Keypoints, ngf_distance, objective
 from algorithm.objective.local_correlation import local_correlation_distance
 from algorithm.weights import load_cascade, save_cascade
-from training.breathing import BreathingSettings, deformed, scanned
+from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned
 from training.data import TrainingScan, ValidationPair, load_scan, load_validation_pair
 from training.optimiser import Optimiser
 from training.pairs import TrainingPair, load_pair
+from training.random_motion import RealMotions, load_real_motions, uniform
 from training.settings import TrainSettings, read_settings
 
 log = logging.getLogger(__name__)
+
+Field = tuple[Float[Tensor, "n 3 z y x"], Grid]
+"""A displacement field (mm) and its grid."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Run:
     out: Path
     train: Path | None = None
     """Packed scans: pairs are simulated in every step."""
+    real_motion: Path | None = None
+    """Motion of real pairs (`training.real_motion`), for the breath-holds among them."""
     bank: Path | None = None
     """Pairs simulated before, instead."""
     validation: Path | None = None
@@ -55,13 +61,19 @@ class Run:
     """Weights to start from. A level with 0 steps keeps them, unless a coarser one is trained: then it takes its, but
     for ``keep_finer``."""
     device: str = "cpu"
-    validate_every: int = 250
+    validate_every: int = 500
     checkpoint_every: int = 100
     minutes: float = float("inf")
     """Stop (resumable) after so long."""
 
 
-def drawn_pair(scans: list[TrainingScan], seed: int, settings: BreathingSettings, scale: float = 0.12) -> TrainingPair:
+def drawn_pair(
+    scans: list[TrainingScan],
+    seed: int,
+    settings: BreathingSettings,
+    scale: float = 0.12,
+    real: RealMotions | None = None,
+) -> TrainingPair:
     """The pair of a seed, at the resolution of the scans, before `scanned`."""
     generator = torch.Generator().manual_seed(seed)
     scan = scans[int(torch.randint(len(scans), (), generator=generator))]
@@ -70,7 +82,12 @@ def drawn_pair(scans: list[TrainingScan], seed: int, settings: BreathingSettings
     if torch.rand((), generator=generator) < 0.5:  # mirrored left to right
         voxels, lungs = voxels.flip(-1), lungs.flip(-1)
     x, y, z = (float(s * f) for s, f in zip(scan.grid.spacing, stretch, strict=True))
-    return deformed(voxels, lungs, replace(scan.grid, spacing=(x, y, z)), generator, settings)
+    return deformed(voxels, lungs, replace(scan.grid, spacing=(x, y, z)), generator, settings, real)
+
+
+def kind_of_breathing(seed: int, breath_holds: float) -> BreathingSettings:
+    """That of the pair of a seed; ``breath_holds`` is their share."""
+    return BREATH_HOLD if uniform(torch.Generator().manual_seed(seed)) < breath_holds else AT_REST
 
 
 class Pairs:
@@ -82,6 +99,7 @@ class Pairs:
         self.files = sorted((run.bank / str(reduction)).glob("*.npz")) if run.bank else []
         scans = [load_scan(path) for path in sorted(run.train.glob("*.npz"))] if run.train else []
         self.scans = [scan.reduced(reduction) for scan in scans]
+        self.real = load_real_motions(run.real_motion) if run.real_motion else None
         if not self.files and not self.scans:
             wanted = f"pairs in {run.bank / str(reduction)} (training.bank)" if run.bank else "scans (training.data)"
             raise InputError(f"{run.bank or run.train} holds no .npz files, expected {wanted}")
@@ -90,13 +108,16 @@ class Pairs:
         """The pair of one step, and the randomness left for its other uses."""
         seed = (self.settings.seed * 10 + self.level) * 10_000_000 + step
         generator = torch.Generator().manual_seed(seed)
+        kind = kind_of_breathing(seed, self.settings.breath_holds)
         if self.files:  # every pair once before any again
             turn = torch.Generator().manual_seed(seed - step + step // len(self.files))
             pair = load_pair(self.files[int(torch.randperm(len(self.files), generator=turn)[step % len(self.files)])])
         else:
-            pair = drawn_pair(self.scans, seed, BreathingSettings(), self.settings.scale)
-        noise = BreathingSettings().noise_hu / self.settings.reduction[self.level]  # what averaging leaves of it
-        return scanned(pair, generator, replace(BreathingSettings(), noise_hu=noise)), generator
+            pair = drawn_pair(self.scans, seed, kind, self.settings.scale, self.real)
+        if uniform(generator) < 0.5:
+            pair = pair.swapped()
+        noise = kind.noise_hu / self.settings.reduction[self.level]  # what averaging leaves of it
+        return scanned(pair, generator, replace(kind, noise_hu=noise)), generator
 
 
 def part_of(pair: TrainingPair, edge: int, generator: torch.Generator) -> TrainingPair:
@@ -110,20 +131,37 @@ def part_of(pair: TrainingPair, edge: int, generator: torch.Generator) -> Traini
     return pair.cropped((start[0], start[1], start[2]), (size[0], size[1], size[2]))
 
 
-def predict(
-    cascade: Cascade, level: int, pair: TrainingPair, part: TrainingPair, reduction: int
-) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
-    """The field on ``part`` after ``level``, differentiable in that level's parameters only.
+def before(cascade: Cascade, level: int, pair: TrainingPair, reduction: int) -> Field | None:
+    """The field of the levels coarser than ``level``, which see the whole pair; None for the coarsest.
 
-    The coarser levels see the whole pair; where that is at full resolution, at half of it, for the sake of time.
+    Where the pair is at full resolution, they see it at half of that, for the sake of time.
     """
-    so_far = None
-    if level > 0:
-        whole = pair.reduced(2) if reduction == 1 else pair
-        with torch.no_grad():
-            images = whole.fixed, whole.grid, whole.moving, whole.moving_grid
-            so_far = cascade(*images, level, max(reduction, 2))
-    return cascade.add_level(level, part.fixed, part.grid, part.moving, part.moving_grid, so_far, reduction)
+    if level == 0:
+        return None
+    whole = pair.reduced(2) if reduction == 1 else pair
+    with torch.no_grad():
+        return cascade.forward(whole.fixed, whole.grid, whole.moving, whole.moving_grid, level, max(reduction, 2))
+
+
+def step_loss(
+    cascade: Cascade, level: int, pair: TrainingPair, settings: TrainSettings, generator: torch.Generator, device: str
+) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+    """The mean of the losses of all applications of a level, differentiable in its parameters only; the last's terms.
+
+    Each application starts from where the one before came to, as in the cascade.
+    """
+    reduction, times = settings.reduction[level], settings.applications[level]
+    part = part_of(pair, settings.crop[level], generator).to(device)
+    so_far = before(cascade, level, pair.to(device), reduction)
+    terms: dict[str, Tensor] = {}
+    total = part.fixed.new_zeros(())
+    for _ in range(times):
+        images = part.fixed, part.grid, part.moving, part.moving_grid
+        (displacement, grid), _ = cascade.add_level(level, *images, so_far, reduction)
+        value, terms = loss(displacement, grid, part, level, settings, generator)
+        total = total + value / times
+        so_far = displacement.detach(), grid
+    return total, terms
 
 
 def loss(
@@ -223,7 +261,7 @@ def train(settings: TrainSettings, run: Run) -> bool:
 def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
     """The cascade to go on with, and the checkpoint that it comes from, if any."""
     torch.manual_seed(settings.seed)
-    cascade = Cascade(CascadeSettings(settings.features, settings.factors))
+    cascade = Cascade(CascadeSettings(settings.features, settings.factors, applications=settings.applications))
     if run.initial is not None:
         initial = load_cascade(run.initial).cascade
         architecture = initial.settings.features, initial.settings.factors
@@ -231,7 +269,7 @@ def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
             expected = f"those of the settings, {settings.features} and {settings.factors}"
             raise InputError(f"{run.initial} has features and factors {architecture}, expected {expected}")
         cascade.load_state_dict(initial.state_dict())
-    cascade.precision = torch.bfloat16 if settings.bfloat16 else torch.float32
+    cascade.precision = training_precision(torch.device(run.device))
     checkpoint = run.out / "checkpoint.pt"
     state = torch.load(checkpoint, weights_only=True, map_location=run.device) if checkpoint.exists() else None
     if state is not None:
@@ -239,6 +277,11 @@ def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
             raise InputError(f"{checkpoint} was made with other settings: {state['settings']}")
         cascade.load_state_dict(state["cascade"])
     return cascade.to(run.device), state
+
+
+def training_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the processor is fast at it, which needs no scaling of the loss; else float32."""
+    return torch.float32 if fastest_precision(device) == torch.float32 else torch.bfloat16
 
 
 def train_level(
@@ -251,7 +294,7 @@ def train_level(
     started: float,
 ) -> bool:
     """All steps of one level; False when the time was up before."""
-    steps, reduction = settings.steps[level], settings.reduction[level]
+    steps = settings.steps[level]
     pairs = Pairs(level, settings, run) if steps > 0 else None
     optimiser = Optimiser(cascade.levels[level], settings.learning_rate, steps, settings.muon)
     first = 0
@@ -266,9 +309,7 @@ def train_level(
         if step == steps or pairs is None:
             break
         pair, generator = pairs(step)
-        part = part_of(pair, settings.crop[level], generator).to(run.device)
-        displacement, grid = predict(cascade, level, pair.to(run.device), part, reduction)
-        value, terms = loss(displacement, grid, part, level, settings, generator)
+        value, terms = step_loss(cascade, level, pair, settings, generator, run.device)
         optimiser.step(value)
         if step % 25 == 0:
             terms |= {"motion": pair.displacement.norm(dim=1).mean()}
@@ -315,7 +356,7 @@ def source(run: Run) -> dict[str, Any]:
     """What the pairs are made of, for the record."""
     if run.bank is None:
         scans = sorted(path.stem for path in run.train.glob("*.npz")) if run.train else []
-        return {"scans": scans, "breathing": asdict(BreathingSettings())}
+        return {"scans": scans, "at_rest": asdict(AT_REST), "breath_hold": asdict(BREATH_HOLD)}
     description = run.bank / "bank.json"
     made_of: dict[str, Any] = json.loads(description.read_text()) if description.exists() else {}
     return made_of | {"bank": len(list((run.bank / "1").glob("*.npz")))}
@@ -333,20 +374,23 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--train", type=Path, help="folder of packed scans, pairs are simulated in every step")
     source.add_argument("--bank", type=Path, help="folder of simulated pairs")
+    parser.add_argument("--real-motion", type=Path, help="motion of real pairs, for the breath-holds")
     parser.add_argument("--validation", type=Path, help="folder of packed pairs")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--initial", type=Path, help="weights folder to start from")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, resumable, after so long")
     parser.add_argument("--config", type=Path, help="TOML file with fields of TrainSettings; what follows overrides it")
+    parser.add_argument("--applications", type=int, nargs="+", help="of each level, coarse to fine")
     parser.add_argument("--steps", type=int, nargs="+", help="of each level, coarse to fine")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--keep-finer", action="store_true", default=None, help="train a level, leave the finer ones")
     arguments = vars(parser.parse_args())
-    config, steps = arguments.pop("config"), arguments.pop("steps")
+    config = arguments.pop("config")
+    per_level = {name: tuple(arguments.pop(name) or ()) or None for name in ("steps", "applications")}
     decisive = {name: arguments.pop(name) for name in ("seed", "learning_rate", "keep_finer")}
-    settings = read_settings(config, steps=tuple(steps) if steps else None, **decisive)
+    settings = read_settings(config, **per_level, **decisive)
     train(settings, Run(**arguments))
 
 
