@@ -242,7 +242,11 @@ def test_the_command_line_writes_the_picture_and_a_line_for_every_group(
         motion.main()
     assert_picture(tmp_path / "motion.png")
     lines = [record.getMessage() for record in caplog.records if record.name == "training.motion"]
-    assert [line.split(",")[0] for line in lines] == ["Lung250M: 2 pairs", "Learn2Reg: 2 pairs", "simulated: 2 pairs"]
+    assert [line.split(",")[0] for line in lines] == [
+        "Lung250M: 2 pairs",
+        "Learn2Reg: 2 pairs",
+        *(f"simulated {kind}: 2 pairs" for kind in ("at rest", "breath-hold")),
+    ]
 
 
 def test_the_command_line_says_what_is_wrong(

@@ -21,9 +21,10 @@ from jaxtyping import Float
 
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import resample
-from training.breathing import BreathingSettings
+from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings
 from training.data import load_scan
 from training.pairs import TrainingPair
+from training.random_motion import RealMotions, load_real_motions
 from training.train import drawn_pair
 
 log = logging.getLogger(__name__)
@@ -135,15 +136,18 @@ def main() -> None:
     parser.add_argument("--real", type=Path, nargs="*", default=[], help="csv files in mm")
     parser.add_argument("--l2r", type=Path, nargs="*", default=[], help="csv files in Learn2Reg voxels")
     parser.add_argument("--train", type=Path, required=True, help="folder of packed scans to simulate from")
-    parser.add_argument("--number", type=int, default=40, help="of simulated pairs")
+    parser.add_argument("--real-motion", type=Path, help="motion of real pairs, for the simulated breath-holds")
+    parser.add_argument("--number", type=int, default=40, help="of simulated pairs of either kind")
     parser.add_argument("--out", type=Path, required=True, help="the picture")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     groups = {
         "Lung250M": [statistics(*correspondences(path)) for path in arguments.real],
         "Learn2Reg": [statistics(*correspondences(path, L2R_SPACING_MM)) for path in arguments.l2r],
-        "simulated": simulated_statistics(arguments.train, arguments.number),
     }
+    real = load_real_motions(arguments.real_motion) if arguments.real_motion else None
+    for name, kind in (("at rest", AT_REST), ("breath-hold", BREATH_HOLD)):
+        groups[f"simulated {name}"] = simulated_statistics(arguments.train, arguments.number, kind, real)
     groups = {name: group for name, group in groups.items() if group}
     for name, group in groups.items():
         log.info("%s: %s", name, summary(group))
@@ -166,12 +170,14 @@ def _medians(rows: Sequence[tuple[float, ...]]) -> np.ndarray:
     return np.array([np.median(column) if len(column) else math.nan for column in columns]).round(2)
 
 
-def simulated_statistics(folder: Path, number: int) -> list[MotionStatistics]:
-    """Of ``number`` simulated pairs, at half the resolution of the packed scans."""
+def simulated_statistics(
+    folder: Path, number: int, kind: BreathingSettings, real: RealMotions | None
+) -> list[MotionStatistics]:
+    """Of ``number`` simulated pairs of one kind, at half the resolution of the packed scans."""
     scans = [load_scan(path).reduced(2) for path in sorted(folder.glob("*.npz"))]
     if not scans:
         raise InputError(f"{folder} holds no .npz scans; training.data makes them")
-    return [of_pair(drawn_pair(scans, i, BreathingSettings())) for i in range(number)]
+    return [of_pair(drawn_pair(scans, i, kind, real=real)) for i in range(number)]
 
 
 if __name__ == "__main__":
