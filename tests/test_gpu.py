@@ -84,6 +84,7 @@ def test_keypoints_and_the_conventional_method(tmp_path: Path, example: Path, mo
 
 def test_training(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CascadeSettings", partial(CascadeSettings, network_size=(32, 24, 32)))
+    monkeypatch.setattr(train, "training_precision", lambda _: torch.float32)
     (tmp_path / "packed").mkdir()
     data.pack_scan(example / "moving.mha", tmp_path / "packed" / "moving.npz")
     weights = []

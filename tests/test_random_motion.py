@@ -63,7 +63,7 @@ def test_nothing_folds(kind: str, seed: int) -> None:
 def test_one_direction_undoes_the_other(seed: int) -> None:
     motion = both(seed, BREATH_HOLD.motion)
     there_and_back = compose(motion.forward, GRID, motion.backward, GRID).norm(dim=1, keepdim=True)
-    assert there_and_back[LUNGS > 0.5].mean() < 0.1 * motion.forward.norm(dim=1, keepdim=True)[LUNGS > 0.5].mean()
+    assert there_and_back[LUNGS > 0.5].mean() < 0.2 * motion.forward.norm(dim=1, keepdim=True)[LUNGS > 0.5].mean()
 
 
 def test_the_flow_of_a_linear_velocity_is_its_steps_composed() -> None:
