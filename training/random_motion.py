@@ -6,7 +6,7 @@ v is a velocity, A an affine map near the identity: what the pre-alignment leave
 time, the composition of 2ⁿ equal small steps (scaling and squaring, Arsigny et al. 2006); each is injective since its
 gradient is below `STEEPEST_STEP`. What is drawn for v:
 
-- motion of a real pair, one of two dozen, brought to the box of these lungs (`training.real_motion`), or
+- motion of a real pair, brought to the box of these lungs (`training.real_motion`), or
 - the diaphragm: cranio-caudal motion that grows from apex to base by a power law and is stronger behind, with domes
   that change their shape; the chest wall moves to the front and sides with it;
 - local detail: cubic B-spline fields on control grids of 96, 48, 24 and 12 mm.
@@ -37,8 +37,6 @@ from algorithm.geometry import (
 
 STEEPEST_STEP = 0.3
 """Largest gradient of one small step, by finite differences; 1 would fold."""
-FOUR = 4
-"""Coefficients of an affine map for each component."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +253,7 @@ def _affine_fit(displacement: Float[Tensor, "1 3 z y x"], grid: Grid, lungs: Ten
 
 def random_affine(grid: Grid, generator: torch.Generator, deviation_mm: float) -> Affine:
     """An affine map about the grid's centre: each coefficient moves the surface by ``deviation_mm`` / 2 (σ)."""
-    shift, *columns = (torch.randn(FOUR, 3, generator=generator) * deviation_mm / 2).double().numpy()
+    shift, *columns = (torch.randn(4, 3, generator=generator) * deviation_mm / 2).double().numpy()
     axes = np.array(grid.direction)
     matrix = np.eye(3) + np.column_stack(columns) @ np.diag(2 / np.array(grid.extent_mm)) @ axes.T
     centre = grid.to_world((np.array(grid.size) - 1) / 2)
