@@ -62,10 +62,10 @@ class PrealignSettings:
     deformed_window: int = 3
     diffusion: float = 2.0
     """Weight of the diffusion term."""
-    least_gain: float = 0.2
-    """Where it lowers the image terms by a smaller share, the affine map is polished instead."""
+    whole_gain: float = 0.2
+    """Where it lowers the image terms by this share or more, it alone decides; by less, so does the best affine map."""
     polish: int = 30
-    """Adam steps of that, at full resolution."""
+    """Adam steps of that map, at full resolution."""
     step_mm: float = 1.5
     """Adam's first step size: the motion of the lung's surface in one step; it falls to a tenth."""
     mask_weight: float = 1.0
@@ -253,8 +253,8 @@ def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: P
 def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> Affine:
     """The best map improved at full resolution: the one closest to a deformable registration that begins with it.
 
-    Where deforming hardly fits the images better, there is nothing but noise to deform for: then the affine map that
-    fits best.
+    The less deforming helps the images, the more there is nothing but noise to deform for, and the more counts the
+    affine map that fits them best. A mixture of both, so that a little change of the images is a little change of it.
     """
     displacement, grid = torch.zeros(1, 3, 4, 4, 4), fixed.grid.resized((4, 4, 4))
     levels = (fixed.coarsened(), moving.coarsened()), (fixed, moving)
@@ -263,8 +263,20 @@ def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettin
     displacement = resample(displacement, grid, fixed.grid)
     before, after = (_value(fixed, moving, start, settings, u) for u in (None, displacement))
     log.debug("pre-alignment: %.4f, deformed %.4f", before, after)
-    if after > (1 - settings.least_gain) * before:
-        return _minimise(fixed, moving, start, settings.polish, settings.step_mm / 3, settings)[0]
+    share = (max(0.0, before - after) / max(settings.whole_gain * before, 1e-9)) ** 2
+    closest = _closest(fixed, moving, start, displacement)
+    if share >= 1:
+        return closest
+    polished, _ = _minimise(fixed, moving, start, settings.polish, settings.step_mm / 3, settings)
+    matrix, offset = (
+        (1 - share) * np.array(getattr(polished, name)) + share * np.array(getattr(closest, name))
+        for name in ("matrix", "offset")
+    )
+    return Affine.from_arrays(matrix, offset)
+
+
+def _closest(fixed: Scan, moving: Scan, start: Affine, displacement: Float[Tensor, "1 3 z y x"]) -> Affine:
+    """The least-squares affine map of start(x + u(x)), u in mm on the fixed grid, over the lungs that are seen."""
     seen = validity(displacement, fixed.grid, moving.grid, affine=start)
     z, y, x = np.nonzero(((fixed.lungs > 0.5) & seen)[0, 0].numpy())
     points = fixed.grid.to_world(np.stack([x, y, z], axis=1))
