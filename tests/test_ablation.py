@@ -19,7 +19,7 @@ from algorithm.network import CascadeSettings
 from algorithm.prepare import PrepareSettings
 from algorithm.weights import load_cascade
 from training import ablation, curve, data
-from training.ablation import PAPER_TRE_MM, measure, reduced_settings
+from training.ablation import CONFIGS, measure, reduced_settings
 from training.bank import write_bank
 from training.data import ValidationPair, load_validation_pair, pack_pair, pack_scan
 from training.settings import CONFIG, TrainSettings, read_settings
@@ -72,9 +72,9 @@ def test_measures_of_stretching_and_folding(pair: ValidationPair) -> None:
 
 
 def test_every_configuration_has_a_row_and_half_the_resolution() -> None:
-    assert {path.stem for path in CONFIG.glob("*.toml")} == set(PAPER_TRE_MM)
+    assert {path.stem for path in CONFIG.glob("*.toml")} == set(CONFIGS)
     sizes = CascadeSettings().network_size
-    for config in PAPER_TRE_MM:
+    for config in CONFIGS:
         full, half = read_settings(CONFIG / f"{config}.toml"), reduced_settings(config, (30, 20, 10), 7)
         assert half.factors == tuple(2 * factor for factor in full.factors)
         assert half.steps[-1] == 10

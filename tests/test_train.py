@@ -166,12 +166,18 @@ def test_the_configurations_are_read(path: Path) -> None:
 
 def test_a_configuration_changes_what_it_names_only() -> None:
     default = TrainSettings()
-    assert read_settings() == read_settings(CONFIG / "proposed.toml") == default
-    assert read_settings(CONFIG / "no_mask.toml") == replace(default, beta=(0.0, 0.0, 0.0))
+    assert read_settings() == read_settings(CONFIG / "exact_field.toml") == default
+    proposed = read_settings(CONFIG / "proposed.toml")
+    assert proposed == replace(default, delta=(0.0, 2.0, 2.0), exact=(0.0, 0.0, 0.0))
+    assert read_settings(CONFIG / "no_mask.toml") == replace(proposed, beta=(0.0, 0.0, 0.0))
+    assert read_settings(CONFIG / "no_volume_change.toml") == replace(proposed, gamma=(0.0, 0.0, 0.0))
+    assert read_settings(CONFIG / "no_keypoints.toml") == replace(proposed, delta=(0.0, 0.0, 0.0))
     two = read_settings(CONFIG / "two_levels.toml")
+    assert two.delta == (0.0, 2.0)  # none on the coarsest, whichever that is
     for name, value in asdict(two).items():
-        whole = getattr(default, name)
-        assert value == (whole[-2:] if isinstance(whole, tuple) and name != "features" else whole), name
+        whole = getattr(proposed, name)
+        if name != "delta":
+            assert value == (whole[-2:] if isinstance(whole, tuple) and name != "features" else whole), name
     voxelmorph = read_settings(CONFIG / "voxelmorph.toml").weights(0)
     assert voxelmorph.diffusion > 0
     assert (voxelmorph.alpha, voxelmorph.beta, voxelmorph.gamma, voxelmorph.delta) == (0, 0, 0, 0)
