@@ -1,16 +1,18 @@
 """Landmark errors of whole runs of the algorithm, from the written fields.
 
     python -m benchmarks.landmarks OUT PAIR... [--method algorithm|ruehaak] [-- OPTIONS OF python -m algorithm]
+    python -m benchmarks.landmarks OUT PAIR... --method greedy|convexadam --python PEERS/bin/python
 
 PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv, moving_landmarks.csv (x, y, z in LPS mm). Each is
 registered in a process of its own into OUT/<name of the folder>; the table gives the mean error (mm) before, after the
 pre-alignment, after all, with standard deviation and 95th percentile; folded voxels and the smallest Jacobian
-determinant on the whole output grid; time (s) and memory (MB) of the process.
+determinant on the whole output grid; time (s) and memory (MB) of the process. Of other people's programs
+(`benchmarks.peers`, which says what their environment PEERS holds) error, time and memory.
 """
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -22,6 +24,9 @@ import SimpleITK as sitk
 
 from algorithm.geometry import Affine
 
+PEERS = ("greedy", "convexadam")
+FIELD = Path("images") / "displacement-field"
+
 
 def landmarks_mm(pair: Path) -> tuple[np.ndarray, np.ndarray]:
     """Fixed and moving landmarks, each (n, 3)."""
@@ -31,42 +36,62 @@ def landmarks_mm(pair: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def through_written_field(output: Path, points_mm: np.ndarray) -> np.ndarray:
     """Points (n, 3) mapped by the 3-D vector field in OUTPUT, as SimpleITK applies it."""
-    (path,) = (output / "images" / "displacement-field").glob("*.mha")
+    (path,) = (output / FIELD).glob("*.mha")
     transform = sitk.DisplacementFieldTransform(sitk.ReadImage(str(path), sitk.sitkVectorFloat64))
     return np.array([transform.TransformPoint(p) for p in points_mm.tolist()])
 
 
-def command(method: str, pair: Path, output: Path, options: list[str]) -> list[str]:
+def command(method: str, pair: Path, output: Path, options: list[str], python: str = sys.executable) -> list[str]:
     """What runs one pair."""
-    fixed, moving = pair / "fixed.mha", pair / "moving.mha"
+    fixed, moving = str(pair / "fixed.mha"), str(pair / "moving.mha")
     if method == "ruehaak":
-        return [sys.executable, "-m", "baselines.ruehaak", str(fixed), str(moving), str(output), *options]
+        return [python, "-m", "baselines.ruehaak", fixed, moving, str(output), *options]
+    if method in PEERS:
+        return [python, "-m", "benchmarks.peers", method, fixed, moving, str(output / FIELD / "fixed.mha")]
     files = [f"--fixed={fixed}", f"--moving={moving}", f"--output={output}", "--field-layout=itk"]
-    return [sys.executable, "-m", "algorithm", *files, *options]
+    return [python, "-m", "algorithm", *files, *options]
 
 
-def measure(method: str, pair: Path, output: Path, options: list[str]) -> dict[str, float | str]:
-    """One row of the table."""
+def timed(command: list[str]) -> tuple[float, float]:
+    """Time (s) and largest memory (MB) of a process; CalledProcessError where it fails."""
     start = time.monotonic()
-    subprocess.run(command(method, pair, output, options), check=True, stdout=subprocess.DEVNULL)
-    seconds = time.monotonic() - start
-    results = json.loads((output / "results.json").read_text())
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return time.monotonic() - start, usage.ru_maxrss / 1024
+
+
+def measure(method: str, pair: Path, output: Path, options: list[str], python: str) -> dict[str, float | str]:
+    """One row of the table."""
+    seconds, megabytes = timed(command(method, pair, output, options, python))
     fixed, moving = landmarks_mm(pair)
-    affine = Affine.from_arrays(*(np.array(results["prealignment"][name]) for name in ("matrix", "offset")))
     error = np.linalg.norm(through_written_field(output, fixed) - moving, axis=1)
-    return {
+    row: dict[str, float | str] = {
         "pair": pair.name,
         "before": float(np.linalg.norm(fixed - moving, axis=1).mean()),
-        "pre-aligned": float(np.linalg.norm(affine(fixed) - moving, axis=1).mean()),
         "after": float(error.mean()),
         "sd": float(error.std()),
         "p95": float(np.percentile(error, 95)),
+        "max": float(error.max()),
+        "beyond_5_mm": float((error > 5).mean()),
+        "process_s": seconds,
+        "peak_mb": megabytes,
+    }
+    return row if method in PEERS else row | reported(output, fixed, moving)
+
+
+def reported(output: Path, fixed_mm: np.ndarray, moving_mm: np.ndarray) -> dict[str, float | str]:
+    """What results.json says."""
+    results = json.loads((output / "results.json").read_text())
+    affine = Affine.from_arrays(*(np.array(results["prealignment"][name]) for name in ("matrix", "offset")))
+    return {
+        "pre-aligned": float(np.linalg.norm(affine(fixed_mm) - moving_mm, axis=1).mean()),
         "folded": results["jacobian"]["folded_voxels"],
         "jacobian_min": results["jacobian"]["jacobian_min_everywhere"],
         "warnings": len(results["warnings"]),
         "refine_s": results["timings_s"].get("refine", results["timings_s"].get("minimise", 0.0)),
-        "process_s": seconds,
-        "peak_mb": results["peak_memory_mb"],
     }
 
 
@@ -75,13 +100,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("pairs", type=Path, nargs="+")
-    parser.add_argument("--method", choices=("algorithm", "ruehaak"), default="algorithm")
+    parser.add_argument("--method", choices=("algorithm", "ruehaak", *PEERS), default="algorithm")
+    parser.add_argument(
+        "--python", default=sys.executable, help="interpreter of the environment of greedy or convexadam"
+    )
     separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     arguments = parser.parse_args(sys.argv[1:separator])
     options = sys.argv[separator + 1 :]
-    rows = [measure(arguments.method, pair, arguments.out / pair.name, options) for pair in arguments.pairs]
+    rows = [
+        measure(arguments.method, pair, arguments.out / pair.name, options, arguments.python)
+        for pair in arguments.pairs
+    ]
     print(pd.DataFrame(rows).set_index("pair").to_string(float_format=lambda value: f"{value:.4g}"))
-    print(f"largest memory of any process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

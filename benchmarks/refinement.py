@@ -10,7 +10,7 @@ more, of 8 mm: the start is farther away.
 import argparse
 import itertools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from algorithm.geometry import Grid, displacement_at, jacobian_determinant
 from algorithm.images import read_image
-from algorithm.objective import Weights
 from algorithm.prepare import Prepared, Subject, prepare, subject
 from algorithm.refine import RefineSettings, Similarity, find_pair_keypoints, refine
 from algorithm.register import predict
@@ -31,6 +30,7 @@ from benchmarks.landmarks import landmarks_mm
 SCALE = {"local correlation": 1.0, "ngf": 1.0, "mind": 0.125}
 """Weights beside D: differences of MIND are so much smaller than those of the other distances."""
 DELTA = 0.02
+PREALIGNED, CASCADE = "pre-alignment", "cascade"
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Case:
     moving: Subject
     pair: Prepared
     starts: dict[str, tuple[Tensor, Grid]]
+    start_s: dict[str, float]
+    """Time (s) that each start takes after the pre-alignment."""
     landmarks: tuple[np.ndarray, np.ndarray]
 
 
@@ -50,22 +52,26 @@ def load(folder: Path) -> Case:
     cascade = load_cascade(find_weights(None)).cascade
     fixed, moving = (subject(read_image(folder / f"{name}.mha"), None) for name in ("fixed", "moving"))
     pair = prepare(fixed, moving, cascade.settings.network_size)
+    begun = time.monotonic()
     predicted = predict(pair, cascade, torch.device("cpu"), Report())
+    seconds = {PREALIGNED: 0.0, CASCADE: time.monotonic() - begun}
     starts = {
-        "pre-alignment": (torch.zeros(1, 3, 8, 8, 8), pair.grid.resized((8, 8, 8))),
-        "cascade": (predicted.displacement, predicted.grid),
+        PREALIGNED: (torch.zeros(1, 3, 8, 8, 8), pair.grid.resized((8, 8, 8))),
+        CASCADE: (predicted.displacement, predicted.grid),
     }
-    return Case(folder.name, fixed, moving, pair, starts, landmarks_mm(folder))
+    return Case(folder.name, fixed, moving, pair, starts, seconds, landmarks_mm(folder))
 
 
 def settings(similarity: Similarity, keypoints: bool, start: str) -> RefineSettings:
-    """One direction; keypoints count on all levels but the finest."""
-    spacing, steps = ((4.0, 2.0), (60, 40)) if start == "cascade" else ((8.0, 4.0, 2.0), (60, 60, 40))
-    deltas = [DELTA * keypoints * SCALE[similarity]] * (len(spacing) - 1) + [0.0]
-    weights = tuple(
-        Weights(alpha=0.0, beta=0.0, gamma=0.0, delta=delta, diffusion=0.8 * SCALE[similarity]) for delta in deltas
-    )
-    return RefineSettings(spacing, steps, both_directions=False, similarity=similarity, weights=weights)
+    """One direction; from the pre-alignment a level more, of 8 mm. Keypoints count on all levels but the finest."""
+    shipped = RefineSettings()
+    spacing, steps, weights = shipped.spacing_mm, shipped.steps, shipped.weights
+    if start == PREALIGNED:
+        spacing, steps, weights = (2 * spacing[0], *spacing), (60, 60, 40), (weights[0], *weights)
+    deltas = [DELTA * keypoints] * (len(spacing) - 1) + [0.0]
+    scale = SCALE[similarity]
+    scaled = tuple(replace(w, alpha=w.alpha * scale, delta=d * scale) for w, d in zip(weights, deltas, strict=True))
+    return RefineSettings(spacing, steps, both_directions=False, similarity=similarity, weights=scaled)
 
 
 def measure(case: Case, similarity: Similarity, keypoints: bool, start: str) -> tuple[float, int, float]:
@@ -90,9 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cases = [load(folder) for folder in arguments.pairs]
     rows = []
-    for similarity, start, keypoints in itertools.product(
-        arguments.similarity, ("pre-alignment", "cascade"), (False, True)
-    ):
+    for similarity, start, keypoints in itertools.product(arguments.similarity, (PREALIGNED, CASCADE), (False, True)):
         values = [measure(case, similarity, keypoints, start) for case in cases]
         errors, folded, seconds = zip(*values, strict=True)
         row = {"similarity": similarity, "start": start, "keypoints": keypoints, "mean": np.mean(errors)}
