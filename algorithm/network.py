@@ -167,12 +167,15 @@ def fastest_precision(device: torch.device) -> torch.dtype:
 class Cascade(nn.Module):
     """The U-Nets of all levels, coarse to fine, and their composition."""
 
-    def __init__(self, settings: CascadeSettings = CascadeSettings()) -> None:
+    def __init__(
+        self, settings: CascadeSettings = CascadeSettings(), levels: Sequence[nn.Module] | None = None
+    ) -> None:
+        """``levels``: networks to use, coarse to fine, instead of new ones."""
         super().__init__()
         self.settings = settings
         self.precision = torch.float32
         """Arithmetic of the U-Nets but for their last layer; everything outside them stays in float32."""
-        self.levels = nn.ModuleList(UNet(settings.features) for _ in settings.factors)
+        self.levels = nn.ModuleList(levels or [UNet(settings.features) for _ in settings.factors])
 
     def predict_level(
         self, level: int, fixed: Float[Tensor, "n 1 z y x"], warped: Float[Tensor, "n 1 z y x"], grid: Grid

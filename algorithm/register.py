@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from algorithm.compiled import compiled, pays
 from algorithm.errors import InputError, out_of_memory
 from algorithm.extension import extended
 from algorithm.folding import unfold
@@ -80,14 +81,22 @@ def on_device(stage: str, function: Callable[[torch.device], T], device: torch.d
 @torch.no_grad()
 def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report) -> Refined:
     """The cascade's field, continued around the lungs; in single precision where half precision overflows."""
-    cascade, there = cascade.to(device), pair.to(device)
-    cascade.precision = fastest_precision(device)
-    displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
+    there = pair.to(device)
+    images = there.fixed, there.grid, there.moving, there.moving_grid
+    displacement, grid = fastest(cascade, device, fastest_precision(device))(*images)
     if not displacement.isfinite().all():
         report.warn("The cascade overflowed in half precision: repeated in single precision.")
-        cascade.precision = torch.float32
-        displacement, grid = cascade(there.fixed, there.grid, there.moving, there.moving_grid)
+        displacement, grid = fastest(cascade, device, torch.float32)(*images)
     return Refined(extended(displacement.float(), there.fixed_lungs).cpu(), grid, None)
+
+
+def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> Cascade:
+    """The cascade as it runs fastest on a device in that precision."""
+    if device.type == "cpu" and pays():
+        return compiled(cascade, precision)
+    cascade = cascade.to(device)
+    cascade.precision = precision
+    return cascade
 
 
 @torch.no_grad()

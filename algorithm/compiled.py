@@ -1,0 +1,137 @@
+"""The U-Nets on the CPU by OpenVINO: the numbers of `algorithm.network.UNet`, in half of torch's time or less.
+
+The graph is built from the network's parameters, operation by operation, and compiled for the size of the images when
+they first come: nothing is traced, stored or downloaded. Measured: `python -m benchmarks.forward`.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from algorithm.network import Cascade, UNet
+
+AXES = (2, 3, 4)
+"""z, y, x of (n, c, z, y, x)."""
+
+
+def compiled(cascade: Cascade, precision: torch.dtype) -> Cascade:
+    """The cascade with its U-Nets compiled for the CPU; ``precision`` is float32 or bfloat16."""
+    return Cascade(
+        cascade.settings, [CompiledUNet(unet, precision) for unet in cascade.levels if isinstance(unet, UNet)]
+    )
+
+
+def pays() -> bool:
+    """Whether OpenVINO is there and faster: on every processor with AVX2 that was tried. It has no say elsewhere.
+
+    Decided by the kind of processor, not by a race: the same machine is to give the same numbers every time.
+    """
+    try:
+        import openvino  # noqa: F401
+    except ImportError:
+        return False
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+
+
+class CompiledUNet(nn.Module):
+    """`UNet`, for inference on the CPU. Its last layer stays with torch, in single precision, as there."""
+
+    def __init__(self, unet: UNet, precision: torch.dtype) -> None:
+        super().__init__()
+        self.unet, self.precision = unet, precision
+        self._model: Any = None
+        self._shape: tuple[int, ...] = ()
+
+    def forward(self, images: Float[Tensor, "n 2 z y x"]) -> Float[Tensor, "n 3 z y x"]:
+        """As `UNet.forward`; compiled anew where the images have another shape than those before."""
+        if self._model is None or self._shape != tuple(images.shape):
+            self._model, self._shape = self._compiled(tuple(images.shape)), tuple(images.shape)
+        features = torch.from_numpy(self._model([images.float().contiguous().numpy()])[0])
+        with torch.autocast("cpu", enabled=False):
+            displacement: Tensor = self.unet.last(features)
+        return displacement
+
+    def _compiled(self, shape: tuple[int, ...]) -> Any:
+        import openvino
+
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if self.precision == torch.bfloat16 else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # two runs would pin their threads to the same cores
+        }
+        return openvino.Core().compile_model(_graph(self.unet, shape), "CPU", options)
+
+
+def _graph(unet: UNet, shape: tuple[int, ...]) -> Any:
+    """All of the U-Net but its last layer, for images of ``shape``: (n, 2, z, y, x) → (n, features, z, y, x)."""
+    import openvino
+    from openvino import opset13 as ops
+
+    images = ops.parameter(list(shape), np.float32)
+    values, skips = images, []
+    for level, block in enumerate(unet.encoder):
+        values = _block(_halved(values) if level else values, block)
+        skips.append(values)
+    skips.pop()
+    for up, block in zip(unet.up, unet.decoder, strict=True):
+        raised = ops.convolution_backprop_data(values, _constant(up.weight), strides=[2] * 3)
+        raised = ops.add(raised, _for_channels(up.bias))
+        values = _block(ops.concat([skips.pop(), raised], axis=1), block)
+    return openvino.Model([values], [images])
+
+
+def _block(values: Any, block: nn.Module) -> Any:
+    """Convolutions, instance norms and rectifiers in their order; TypeError for another kind of layer."""
+    from openvino import opset13 as ops
+
+    for layer in block.children():
+        if isinstance(layer, nn.Conv3d):
+            values = ops.convolution(values, _constant(layer.weight), [1] * 3, [1] * 3, [1] * 3, [1] * 3)
+        elif isinstance(layer, nn.InstanceNorm3d):
+            normal = _normalised(values, layer.eps)
+            values = ops.add(ops.multiply(normal, _for_channels(layer.weight)), _for_channels(layer.bias))
+        elif isinstance(layer, nn.ReLU):
+            values = ops.relu(values)
+        else:
+            raise TypeError(f"{type(layer).__name__}: expected convolution, instance norm or rectifier")
+    return values
+
+
+def _normalised(values: Any, epsilon: float) -> Any:
+    """Mean 0 and variance 1 for each channel."""
+    from openvino import opset13 as ops
+
+    centred = ops.subtract(values, _mean(values))
+    variance = _mean(ops.multiply(centred, centred))
+    return ops.divide(centred, ops.sqrt(ops.add(variance, ops.constant(np.float32(epsilon)))))
+
+
+def _mean(values: Any) -> Any:
+    """For each channel, (n, c, 1, 1, 1), halved while it can be: the sum of millions at once (as in OpenVINO's own MVN)
+    loses three digits in single precision."""
+    from openvino import opset13 as ops
+
+    sizes = [int(size) for size in values.get_output_shape(0)][2:]
+    while all(size % 2 == 0 for size in sizes):
+        values, sizes = _halved(values), [size // 2 for size in sizes]
+    return ops.reduce_mean(values, ops.constant(np.array(AXES)), True)
+
+
+def _halved(values: Any) -> Any:
+    from openvino import opset13 as ops
+
+    return ops.avg_pool(values, [2] * 3, [0] * 3, [0] * 3, [2] * 3, exclude_pad=False)
+
+
+def _constant(parameter: Any) -> Any:
+    from openvino import opset13 as ops
+
+    return ops.constant(parameter.detach().float().cpu().numpy())
+
+
+def _for_channels(parameter: Any) -> Any:
+    return _constant(parameter.reshape(1, -1, 1, 1, 1))

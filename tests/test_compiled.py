@@ -1,0 +1,75 @@
+"""The compiled U-Nets give the numbers of torch's."""
+
+import pytest
+import torch
+
+from algorithm import register
+from algorithm.compiled import CompiledUNet, compiled
+from algorithm.geometry import Grid
+from algorithm.network import Cascade, CascadeSettings, UNet
+
+pytest.importorskip("openvino")
+
+SETTINGS = CascadeSettings((4, 8, 16), (2, 1), (32, 16, 24), (2, 1))
+
+
+def trained(unet: UNet, seed: int) -> UNet:
+    """Parameters as after a training: no norm is the identity, and the last layer says something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return unet.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [(20, 16, 24), (4, 8, 12), (64, 64, 64)])
+def test_the_numbers_are_those_of_torch(size: tuple[int, int, int]) -> None:
+    unet = trained(UNet(SETTINGS.features), 1)
+    images = 1 + 0.1 * torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(2))
+    wanted = unet(images)
+    found = CompiledUNet(unet, torch.float32)(images)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(found, wanted, atol=1e-4 * float(wanted.abs().max()), rtol=0)
+
+
+def test_bfloat16_differs_by_its_rounding() -> None:
+    unet = trained(UNet(SETTINGS.features), 1)
+    images = torch.rand(1, 2, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    wanted = unet(images)
+    found = CompiledUNet(unet, torch.bfloat16)(images)
+    assert (found - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
+def test_another_size_is_compiled_anew() -> None:
+    unet = trained(UNet(SETTINGS.features), 1)
+    network = CompiledUNet(unet, torch.float32)
+    for size in ((16, 16, 16), (8, 16, 12), (16, 16, 16)):
+        images = torch.rand(1, 2, *size, generator=torch.Generator().manual_seed(3))
+        torch.testing.assert_close(network(images), unet(images), atol=1e-4, rtol=1e-4)
+
+
+def test_a_compiled_cascade_is_the_cascade() -> None:
+    cascade = Cascade(SETTINGS)
+    for seed, unet in enumerate(cascade.levels):
+        assert isinstance(unet, UNet)
+        trained(unet, seed)
+        with torch.no_grad():
+            unet.last.weight.mul_(0.3)
+    generator = torch.Generator().manual_seed(1)
+    grid = Grid(SETTINGS.network_size, (3.0, 3.0, 3.0))
+    fixed, moving = (-1000 + 900 * torch.rand(1, 1, *grid.shape, generator=generator) for _ in range(2))
+    with torch.no_grad():
+        wanted, _ = cascade(fixed, grid, moving, grid)
+        found, found_grid = compiled(cascade, torch.float32)(fixed, grid, moving, grid)
+    assert found_grid == grid
+    assert wanted.norm(dim=1).mean() > 1
+    torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
+
+
+def test_it_serves_on_the_cpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade = Cascade(SETTINGS)
+    monkeypatch.setattr(register, "pays", lambda: True)
+    chosen = register.fastest(cascade, torch.device("cpu"), torch.float32)
+    assert all(isinstance(level, CompiledUNet) for level in chosen.levels)
+    monkeypatch.setattr(register, "pays", lambda: False)
+    assert register.fastest(cascade, torch.device("cpu"), torch.float32) is cascade
