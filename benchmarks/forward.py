@@ -1,20 +1,22 @@
-"""How long one pass through the cascade takes, by memory layout and arithmetic, beside the arithmetic floor.
+"""How long one pass through the cascade takes, by engine and arithmetic, beside the arithmetic floor.
 
     python -m benchmarks.forward [--device cuda] [--repeats 3]
 
 Random volumes of 192×160×192 voxels; the time is the median over the repeats after one warm-up. The floor is the
-cascade's floating-point operations over the rate of one large matrix product in the same arithmetic.
+cascade's floating-point operations over the rate of one large matrix product in the same arithmetic. On the CPU the
+engines are torch, with the weights in two layouts, and OpenVINO (`algorithm.compiled`).
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
+from algorithm.compiled import compiled
 from algorithm.geometry import Grid
-from algorithm.network import Cascade, UNet
+from algorithm.network import Cascade
 
 GFLOP = 728.0
 """Three U-Nets at 192×160×192, 96×80×96 and 48×40×48 voxels, a multiplication and an addition counted as two."""
@@ -49,27 +51,34 @@ def main() -> None:
     grid = Grid((192, 160, 192), (1.5, 1.5, 1.5))
     fixed, moving = (torch.randn(1, 1, *grid.shape, device=device) * 300 - 700 for _ in range(2))
     print(f"{device}, {torch.get_num_threads()} threads, {GFLOP:.0f} GFLOP")
-    print("| arithmetic | layout of the weights | whole cascade s | one full-size U-Net s | floor s |")
+    print("| arithmetic | engine | whole cascade s | one full-size U-Net s | floor s |")
     print("| --- | --- | --- | --- | --- |")
     for dtype in (torch.float32, torch.bfloat16 if device.type == "cpu" else torch.float16):
         floor = GFLOP / peak_gflops(dtype, device, arguments.repeats)
-        for layout in (torch.contiguous_format, torch.channels_last_3d):
-            cascade = Cascade().to(device).eval()
-            for parameter in cascade.parameters():
-                if parameter.ndim == 5:  # a convolution takes the layout of its weights
-                    parameter.data = parameter.data.contiguous(memory_format=layout)
-            cascade.precision = dtype
+        for name, cascade in engines(device, dtype):
             whole = seconds(lambda: cascade(fixed, grid, moving, grid), arguments.repeats, device)  # noqa: B023
             network = seconds(lambda: one_network(cascade, fixed), arguments.repeats, device)  # noqa: B023
-            print(f"| {dtype} | {layout} | {whole:.2f} | {network:.2f} | {floor:.2f} |", flush=True)
+            print(f"| {dtype} | {name} | {whole:.2f} | {network:.2f} | {floor:.2f} |", flush=True)
+
+
+def engines(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Cascade]]:
+    """Cascades of random weights, by what computes them."""
+    for name, layout in (("torch", torch.contiguous_format), ("torch, channels-last", torch.channels_last_3d)):
+        cascade = Cascade().to(device).eval()
+        for parameter in cascade.parameters():
+            if parameter.ndim == 5:  # a convolution takes the layout of its weights
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+        cascade.precision = dtype
+        yield name, cascade
+    if device.type == "cpu":
+        yield "OpenVINO", compiled(Cascade().eval(), dtype)
 
 
 def one_network(cascade: Cascade, fixed: torch.Tensor) -> torch.Tensor:
     """The finest U-Net alone, without warping."""
-    network = cascade.levels[-1]
-    assert isinstance(network, UNet)
     with torch.autocast(fixed.device.type, cascade.precision, enabled=cascade.precision != torch.float32):
-        return network(torch.cat([fixed, fixed], dim=1))  # type: ignore[no-any-return]
+        displacement: torch.Tensor = cascade.levels[-1](torch.cat([fixed, fixed], dim=1))
+    return displacement
 
 
 if __name__ == "__main__":
