@@ -11,13 +11,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from evaluation.errors import CaseError, InputError, printable
-from evaluation.fields import EMPIRE10
+from evaluation.fields import EMPIRE10, TRANSFORMS
 from evaluation.images import ENDINGS as IMAGES
 from evaluation.images import is_there
 
 log = logging.getLogger(__name__)
 
-ENDINGS = (*IMAGES, ".npz")
+ENDINGS = (*IMAGES, ".npz", *TRANSFORMS)
 """Of the files that can hold a displacement field."""
 SYSTEM = ("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 """Folders that nobody made, and that are no cases."""
@@ -59,7 +59,7 @@ def find_cases(predictions: Path, ground_truth: Path) -> list[Case]:
     ``<job pk>/output/images/displacement-field/*.mha``, and the job belongs to the case whose ``case.json`` names its
     images, ``{"fixed": "a.mha", "moving": "b.mha"}``; without case.json, to the case of the fixed image's name, or of
     that name and ``_fixed``. Endings are not compared: the platform converts what is uploaded.
-    Otherwise the field of a case is ``<case>/images/displacement-field/*``, ``<case>.mha`` (or another ending),
+    Otherwise the field of a case is ``<case>/images/displacement-field/*``, ``<case>.mha`` (or another of `ENDINGS`),
     Learn2Reg's ``disp_<case>.nii.gz`` or ``.npz``, or EMPIRE10's ``<case>/defX.mhd``.
     InputError when there are no cases, or when nothing belongs to any of them.
     """

@@ -1,7 +1,8 @@
 """Converts a displacement field between formats: ``python -m evaluation.convert FIELD OUT``.
 
 FIELD and OUT are files, or EMPIRE10 folders; what they are, their names say (see `fields.py`). OUT disp_*.nii.gz or
-*.npz is Learn2Reg's, a name without an ending an EMPIRE10 folder, any other ITK's; ``--to`` says otherwise.
+*.npz is Learn2Reg's, a name without an ending an EMPIRE10 folder, *.h5, *.hdf5 and *.tfm ITK's transform, any other
+ITK's image; ``--to`` says otherwise.
 """
 
 import argparse
@@ -12,12 +13,15 @@ import SimpleITK as sitk
 
 from evaluation.errors import InputError, exit_code, printable
 from evaluation.fields import (
+    TRANSFORMS,
     is_learn2reg,
+    is_transform,
     read_field,
     write_empire10,
     write_grand_challenge,
     write_itk,
     write_learn2reg,
+    write_transform,
 )
 from evaluation.images import ENDINGS, Grid, read_grid
 from evaluation.tables import all_or_nothing, prepare_file, prepare_folder
@@ -55,6 +59,8 @@ def _write(field: sitk.Image, kind: str, path: Path, moving: Grid | None, channe
         write_empire10(field, path.parent)
     elif kind == "grand-challenge":
         write_grand_challenge(field, path)
+    elif is_transform(path):
+        write_transform(field, path)
     else:
         write_itk(field, path)
 
@@ -69,10 +75,11 @@ def _check_name(out: Path, kind: str) -> None:
     if printable(str(out)) != str(out):
         raise InputError(f"{out}: is not in UTF-8, expected a name that is")
     if kind == "empire10":
-        if out.suffix in (".npz", ".gz", *ENDINGS):
+        if out.suffix in (".npz", ".gz", *ENDINGS, *TRANSFORMS):
             raise InputError(f"{out.name}: is no name for empire10, expected that of a folder")
         return
-    endings = {"itk": ENDINGS, "grand-challenge": (".mha", ".mhd"), "learn2reg": (".nii.gz", ".npz")}[kind]
+    itk = (*ENDINGS, *TRANSFORMS)
+    endings = {"itk": itk, "grand-challenge": (".mha", ".mhd"), "learn2reg": (".nii.gz", ".npz")}[kind]
     if not out.name.endswith(endings):
         raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(endings)}")
 
@@ -82,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("field", type=Path, metavar="FIELD", help="file, or EMPIRE10 folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="file, or EMPIRE10 folder")
     parser.add_argument("--to", choices=FORMATS, help="format of OUT; by default its name says")
-    parser.add_argument("--fixed", type=Path, metavar="IMAGE", help="any image on the fixed grid, for Learn2Reg fields")
+    parser.add_argument(
+        "--fixed", type=Path, metavar="IMAGE", help="any image on the fixed grid: Learn2Reg, transforms"
+    )
     parser.add_argument("--moving", type=Path, metavar="IMAGE", help="the same for the moving grid, where it differs")
     parser.add_argument("--channels-first", action="store_true", help="Learn2Reg: (3, X, Y, Z), not (X, Y, Z, 3)")
     return parser

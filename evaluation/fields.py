@@ -4,10 +4,15 @@ Inside there is one kind: a 3-D `sitk.Image` of three float32 components, u in m
 in the world of the fixed image; x_moving = x_fixed + u(x_fixed). The files:
 
 ===================================  ==================================================================================
-``.mha .mhd .nii .nii.gz .nrrd``     u itself: 3-D with three components (ITK), or 4-D scalar with 3 as the last size
+``.mha .mhd .nrrd``                  u itself: 3-D with three components (ITK), or 4-D scalar with 3 as the last size
                                      (grand-challenge)
+``.nii .nii.gz``                     [x y z 1 3] or [x y z 3], in the world that the header says: LPS or RAS, see
+                                     `_nifti_signs`
 ``disp_*.nii.gz``, ``.npz``          Learn2Reg: (X, Y, Z, 3) or (3, X, Y, Z), components along the index axes in voxels:
-                                     index_moving = index_fixed + v; the grids are not in the file
+                                     index_moving = index_fixed + v; the grids are not in the file. ``.npz`` also at
+                                     half the resolution: (3, X/2, Y/2, Z/2), still in voxels of the whole one
+``.h5 .hdf5 .tfm``                   ITK's transforms: a displacement field with its own grid, or a composite of fields
+                                     and affine parts, which is sampled on the fixed grid
 folder of ``defX defY defZ .mhd``    EMPIRE10: one scalar image per component, mm along the axes of the fixed image
 ===================================  ==================================================================================
 """
@@ -19,11 +24,22 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Float, Shaped
+from nibabel.filebasedimages import ImageFileError
+from nibabel.loadsave import load as load_nifti
+from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.spatialimages import HeaderDataError
+from scipy.ndimage import zoom
 
-from evaluation.errors import CaseError
+from evaluation.errors import CaseError, short
 from evaluation.images import ENDINGS, Grid, check_whole, open_image, read_image
 
 EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
+TRANSFORMS = (".h5", ".hdf5", ".tfm")
+"""Of ITK's transform files."""
+DISPVECT, VECTOR = 1006, 1007
+"""NIfTI's intents that say "displacement vectors" and "vectors"."""
+MM_AND_SECONDS = 10
+"""What ITK writes into NIfTI's xyzt_units."""
 MOST_MM = 10_000.0
 """A longer displacement is no displacement of a chest in mm, and its determinant may leave the range of float32."""
 SLAB = 8
@@ -39,20 +55,23 @@ def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None
     """The displacement field (mm, LPS) of a file, or of an EMPIRE10 folder.
 
     Learn2Reg files need ``fixed``, the fixed grid; ``moving`` is the moving one, by default the same. An EMPIRE10 field
-    lies on ``fixed`` when given, else where its headers say. The others have their own grid, which need not be the
-    fixed one. CaseError when the file is missing, damaged, of another kind, or holds values that are not finite or over
-    `MOST_MM`.
+    lies on ``fixed`` when given, else where its headers say. Transforms that are more than a field are sampled on
+    ``fixed``, or else on the grid of the last field in them. The others have their own grid, which need not be the
+    fixed one. CaseError when the file is missing, damaged, of another kind, does not say what its vectors are, or holds
+    values that are not finite or over `MOST_MM`.
     """
     try:
         if path.is_dir() or path.name in EMPIRE10:
             field = _read_empire10(path if path.is_dir() else path.parent, fixed)
         elif is_learn2reg(path):
             field = _read_learn2reg(path, fixed, fixed if moving is None else moving)
+        elif is_transform(path):
+            field = _read_transform(path, fixed)
         else:
             field = _read_itk(path)
     except CaseError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, ImageFileError, HeaderDataError) as error:
         raise CaseError(f"{path.name}: cannot be read ({error}), expected a whole file") from error
     except RuntimeError as error:  # SimpleITK
         raise CaseError(f"{path.name}: cannot be read, expected a whole displacement field") from error
@@ -63,6 +82,11 @@ def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None
 def is_learn2reg(path: Path) -> bool:
     """Whether the name says Learn2Reg: disp_….nii.gz, or any .npz."""
     return path.name.endswith(".npz") or (path.name.startswith("disp_") and path.name.endswith(".nii.gz"))
+
+
+def is_transform(path: Path) -> bool:
+    """Whether the name says ITK's transform."""
+    return path.name.endswith(TRANSFORMS)
 
 
 def axes_of(image: Grid) -> Matrix:
@@ -83,6 +107,8 @@ def same_grid(a: sitk.Image, b: sitk.Image) -> bool:
 def _read_itk(path: Path) -> sitk.Image:
     """Vectors, or scalars with a fourth axis: component by component, which halves the memory."""
     reader = _open(path)
+    if _is_nifti(path):
+        return _read_nifti(path, reader)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) == 3 and components == 3:
         if reader.GetPixelID() != sitk.sitkVectorFloat32:  # else it would copy
@@ -104,10 +130,95 @@ def _read_itk(path: Path) -> sitk.Image:
     return field
 
 
+def _read_nifti(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
+    """The values by nibabel, as they are stored: SimpleITK (2.5.7) turns some signs by the intent, of [x y z 3] the
+    wrong ones. The grid by SimpleITK, as of the scans.
+    """
+    stored = load_nifti(path)
+    shape = stored.shape if isinstance(stored, Nifti1Image) else ()
+    if not isinstance(stored, Nifti1Image) or shape[3:] not in ((3,), (1, 3)):
+        raise CaseError(f"{path.name}: has the shape {shape}, expected a displacement field: [x y z 3] or [x y z 1 3]")
+    signs = _nifti_signs(path, stored.header, len(shape))
+    values = stored.get_fdata(dtype=np.float32, caching="unchanged").reshape((*shape[:3], 3))
+    field = sitk.GetImageFromArray(np.multiply(values.transpose(2, 1, 0, 3), signs, order="C"), isVector=True)
+    dimension = reader.GetDimension()
+    field.SetOrigin(reader.GetOrigin()[:3])
+    field.SetSpacing(reader.GetSpacing()[:3])
+    field.SetDirection(np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel())
+    return field
+
+
+def _nifti_signs(path: Path, header: Nifti1Header, axes: int) -> Float[np.ndarray, " 3"]:
+    """What takes the stored components to LPS; CaseError where the header does not say what they are.
+
+    RAS mm: intent 1006 (DISPVECT), as NIfTI defines it; intent 1007 (VECTOR) in four axes, which ITK does not write;
+    NiftyReg's displacements. LPS mm: intent 1007 in five axes from ITK, ANTs or greedy, which also write qform_code 1
+    and units of mm and s; software that keeps NIfTI's own world does not leave this mark by itself.
+    """
+    intent, name = int(header["intent_code"]), header["intent_name"].item().decode("latin-1").strip("\0 ")
+    by_itk = int(header["qform_code"]) == 1 and int(header["xyzt_units"]) == MM_AND_SECONDS
+    ras, lps = np.array([-1, -1, 1], np.float32), np.ones(3, np.float32)
+    if name == "NREG_TRANS":
+        if int(header["intent_p1"]) == 1:
+            return ras
+        raise CaseError(f"{path.name}: is NiftyReg's transform of kind {header['intent_p1']:g}, expected displacements")
+    if intent == DISPVECT or (intent == VECTOR and axes == 4):
+        return ras
+    if intent == VECTOR and by_itk:
+        return lps
+    raise CaseError(
+        f"{path.name}: its header (intent {intent}) does not say whether its vectors are RAS or LPS, mm or voxels, "
+        f"expected intent {DISPVECT} for RAS in mm, ITK's own header for LPS, or for voxels a name disp_….nii.gz"
+    )
+
+
+def _is_nifti(path: Path) -> bool:
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+def _read_transform(path: Path, fixed: Grid | None) -> sitk.Image:
+    """A lone field is taken as it is; anything else is sampled, outside of its fields as ITK does."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # SimpleITK would end the process
+        raise CaseError(f"{short(path)}: its path is not in UTF-8, expected one that is") from error
+    transform = sitk.ReadTransform(str(path))
+    if transform.GetDimension() != 3:
+        raise CaseError(f"{path.name}: is a transform in {transform.GetDimension()} dimensions, expected three")
+    parts = filter(_is_field, _parts(transform))
+    fields = [sitk.DisplacementFieldTransform(part).GetDisplacementField() for part in parts]
+    if any(0 in field.GetSize() for field in fields):
+        raise CaseError(f"{path.name}: holds a displacement field without voxels, expected a whole file")
+    if _is_field(transform):
+        lone: sitk.Image = sitk.Cast(fields[0], sitk.sitkVectorFloat32)
+        return lone
+    grid = fields[-1] if fixed is None and fields else fixed
+    if grid is None:
+        raise CaseError(f"{path.name}: is a {transform.GetName()}, expected an image on the fixed grid beside it")
+    sampled: sitk.Image = sitk.TransformToDisplacementField(
+        transform, sitk.sitkVectorFloat32, grid.GetSize(), grid.GetOrigin(), grid.GetSpacing(), grid.GetDirection()
+    )
+    return sampled
+
+
+def _is_field(transform: sitk.Transform) -> bool:
+    return bool(transform.GetTransformEnum() == sitk.sitkDisplacementField)
+
+
+def _parts(transform: sitk.Transform) -> list[sitk.Transform]:
+    """The transforms in a composite, those within others too, the one applied last first; or the only one."""
+    if transform.GetTransformEnum() != sitk.sitkComposite:
+        return [transform]
+    composite = sitk.CompositeTransform(transform)
+    parts = (composite.GetNthTransform(n) for n in range(composite.GetNumberOfTransforms()))
+    return [inner for part in parts for inner in _parts(part)]
+
+
 def _open(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header of a whole file."""
     if not path.name.endswith(ENDINGS):
-        raise CaseError(f"{path.name}: is no known kind of field, expected a name that ends in {', '.join(ENDINGS)}")
+        known = ", ".join((*ENDINGS, *TRANSFORMS))
+        raise CaseError(f"{path.name}: is no known kind of field, expected a name that ends in {known}")
     reader = open_image(path)
     check_whole(path, reader)
     return reader
@@ -119,6 +230,8 @@ def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> sitk
     size = fixed.GetSize()
     stored = _only_array(path, size) if path.name.endswith(".npz") else _four_axes_array(path)
     _check_shape(path, stored.shape, stored.dtype, size)
+    if stored.shape == _half(size):
+        stored = np.stack([zoom(component.astype(np.float32), 2, order=2) for component in stored])
     voxels = stored if stored.shape == (*size, 3) else np.moveaxis(stored, 0, -1)
     field = np.empty((*size[::-1], 3), np.float32)
     to_fixed, offset = _index_change(fixed, moving)
@@ -131,6 +244,12 @@ def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> sitk
 def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
     """As nibabel gives it; vectors are refused, as their sign depends on what the header intends."""
     reader = _open(path)
+    intent = reader.GetMetaData("intent_code")
+    if intent in (str(DISPVECT), str(VECTOR)):
+        raise CaseError(
+            f"{path.name}: its name says voxels and its header (intent {intent}) vectors in mm, expected intent 0 for "
+            "voxels, or a name without disp_ for mm"
+        )
     if reader.GetDimension() != 4 or reader.GetNumberOfComponents() != 1:
         raise CaseError(
             f"{path.name}: has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s), "
@@ -161,11 +280,21 @@ def _only_array(path: Path, size: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
     return array
 
 
+def _half(size: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of Learn2Reg's arrays at half the resolution; None where it cannot be halved.
+
+    Its evaluation enlarges them by `scipy.ndimage.zoom` of second order, corner to corner, and leaves the values: they
+    are in voxels of the whole resolution.
+    """
+    return None if any(n % 2 for n in size) else (3, *(n // 2 for n in size))
+
+
 def _check_shape(path: Path, shape: tuple[int, ...], dtype: np.dtype, size: tuple[int, ...]) -> None:
-    if dtype.kind not in "fiu" or shape not in ((*size, 3), (3, *size)):
+    half = _half(size) if path.name.endswith(".npz") else None
+    if dtype.kind not in "fiu" or shape not in ((*size, 3), (3, *size), half):
         raise CaseError(
             f"{path.name}: is an array of {shape} {dtype}, expected numbers of {(*size, 3)} or {(3, *size)}, "
-            "a vector for each voxel of the fixed image"
+            f"a vector for each voxel of the fixed image{f', or {half} for every second one' if half else ''}"
         )
 
 
@@ -201,6 +330,12 @@ def _check_values(path: Path, field: Float[np.ndarray, "z y x 3"]) -> None:
 def write_itk(field: sitk.Image, path: Path) -> None:
     """As a 3-D image of vectors, which ITK, ANTs, elastix and 3D Slicer read."""
     sitk.WriteImage(field, str(path))
+
+
+def write_transform(field: sitk.Image, path: Path) -> None:
+    """As ITK's DisplacementFieldTransform in .h5, .hdf5 or .tfm, in double precision, for 3D Slicer, ANTs, elastix."""
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+    sitk.WriteTransform(transform, str(path))
 
 
 def write_grand_challenge(field: sitk.Image, path: Path) -> None:

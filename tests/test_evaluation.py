@@ -119,7 +119,9 @@ def test_folders_as_the_algorithm_writes_them(folders: Path) -> None:
         assert case.error is None
 
 
-@pytest.mark.parametrize("name", ["case_1.mha", "case_1.nii.gz", "case_1.nrrd", "case_1.mhd", "disp_case_1.npz"])
+@pytest.mark.parametrize(
+    "name", ["case_1.mha", "case_1.nii.gz", "case_1.nrrd", "case_1.mhd", "disp_case_1.npz", "case_1.h5"]
+)
 def test_a_file_per_case(folders: Path, name: str) -> None:
     shutil.rmtree(folders / "input" / "case_1")
     (folders / "input" / name).touch()

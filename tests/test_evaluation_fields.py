@@ -8,10 +8,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
 from hypothesis import given, settings
+from scipy.ndimage import zoom
 
 from algorithm.geometry import Grid
 from evaluation.convert import main
@@ -26,6 +28,7 @@ from evaluation.fields import (
     write_grand_challenge,
     write_itk,
     write_learn2reg,
+    write_transform,
 )
 from evaluation.ground_truth import read_labels
 from evaluation.images import read_image
@@ -141,6 +144,152 @@ def test_empire10_is_mm_along_the_axes_of_the_image(tmp_path: Path) -> None:
         np.testing.assert_allclose(sitk.GetArrayFromImage(image), expected, atol=1e-5)
 
 
+# --- NIfTI: in which world the vectors are ---------------------------------------------------------------------------
+
+
+def ras(field: sitk.Image) -> np.ndarray:
+    """(x, y, z, 3) in RAS, as nibabel holds it."""
+    return np.ascontiguousarray(sitk.GetArrayFromImage(field).transpose(2, 1, 0, 3) * np.float32([-1, -1, 1]))
+
+
+def write_by_nibabel(path: Path, array: np.ndarray, grid: Grid, intent: int, name: str = "", p1: float = 0) -> None:
+    """On the grid, in NIfTI's world."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.block([[grid.axes, np.array(grid.origin)[:, None]], [0, 0, 0, 1]])
+    image = nibabel.Nifti1Image(array, affine)
+    image.header.set_intent(intent, name=name, allow_unknown=True)
+    image.header["intent_p1"] = p1
+    nibabel.save(image, path)
+
+
+@pytest.mark.parametrize(("axes", "intent", "name"), [(4, 1006, ""), (5, 1006, ""), (4, 1007, ""), (5, 1007, "NREG")])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_nifti_vectors_in_ras_become_lps(tmp_path: Path, axes: int, intent: int, name: str, ending: str) -> None:
+    """As SynthMorph, nibabel and NiftyReg write them."""
+    array = ras(noise(OBLIQUE))
+    path = tmp_path / f"a{ending}"
+    write_by_nibabel(path, array if axes == 4 else array[:, :, :, None], OBLIQUE, intent, name and "NREG_TRANS", 1)
+    assert_same(read_field(path), noise(OBLIQUE), atol=1e-4)
+
+
+def test_nifti_vectors_by_itk_are_lps(tmp_path: Path) -> None:
+    """Intent 1007 in five axes; with nibabel, which keeps the header, they stay what they are."""
+    write_itk(noise(OBLIQUE), tmp_path / "a.nii.gz")
+    stored = nibabel.load(tmp_path / "a.nii.gz")
+    assert stored.shape[3:] == (1, 3) and stored.header["intent_code"] == 1007
+    nibabel.save(nibabel.Nifti1Image(stored.get_fdata(dtype=np.float32), None, stored.header), tmp_path / "b.nii.gz")
+    for name in ("a.nii.gz", "b.nii.gz"):
+        assert_same(read_field(tmp_path / name), noise(OBLIQUE), atol=1e-4)
+
+
+def test_nifti_agrees_with_what_itk_itself_makes_of_displacement_vectors(tmp_path: Path) -> None:
+    write_by_nibabel(tmp_path / "a.nii", ras(noise(OBLIQUE))[:, :, :, None], OBLIQUE, 1006)
+    theirs = sitk.Cast(sitk.ReadImage(str(tmp_path / "a.nii")), sitk.sitkVectorFloat32)
+    assert_same(read_field(tmp_path / "a.nii"), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("axes", "intent", "name", "p1", "words"),
+    [
+        (4, 0, "", 0, "does not say whether its vectors are RAS or LPS"),
+        (5, 0, "", 0, "does not say whether its vectors are RAS or LPS"),
+        (5, 1007, "", 0, "does not say whether its vectors are RAS or LPS"),
+        (4, 2006, "", 0, "does not say whether its vectors are RAS or LPS"),
+        (5, 1007, "NREG_TRANS", 0, "kind 0, expected displacements"),
+    ],
+)
+def test_nifti_vectors_of_an_unknown_world_are_refused(
+    tmp_path: Path, axes: int, intent: int, name: str, p1: float, words: str
+) -> None:
+    array = ras(noise(OBLIQUE))
+    write_by_nibabel(tmp_path / "a.nii.gz", array if axes == 4 else array[:, :, :, None], OBLIQUE, intent, name, p1)
+    refused(tmp_path / "a.nii.gz", words)
+
+
+def test_nifti_vectors_that_are_voxels_by_name_and_mm_by_header_are_refused(tmp_path: Path) -> None:
+    write_by_nibabel(tmp_path / "disp_1_1.nii.gz", ras(noise(OBLIQUE)), OBLIQUE, 1006)
+    refused(tmp_path / "disp_1_1.nii.gz", "its name says voxels", blank(OBLIQUE))
+
+
+# --- Learn2Reg at half the resolution --------------------------------------------------------------------------------
+
+
+def test_learn2reg_at_half_the_resolution(tmp_path: Path) -> None:
+    """From corner to corner, in voxels of the whole resolution; its splines flatten at the edges."""
+    grid = Grid((24, 20, 28), (1.5, 0.75, 2.5), (-120.0, 33.0, 410.0), OBLIQUE.direction)
+    path = tmp_path / "disp_1_1.npz"
+
+    def linear(size: tuple[int, ...]) -> np.ndarray:
+        x, y, z = np.meshgrid(*(np.linspace(0, 1, n) for n in size), indexing="ij")
+        return np.stack([2 * x + y, 3 * y - z, z - 4 * x])
+
+    np.savez(path, linear((12, 10, 14)).astype(np.float16))
+    np.savez(tmp_path / "whole.npz", linear(grid.size))
+    half, whole = (sitk.GetArrayFromImage(read_field(p, blank(grid))) for p in (path, tmp_path / "whole.npz"))
+    inner = (slice(6, -6),) * 3
+    np.testing.assert_allclose(half[inner], whole[inner], atol=0.01)
+    by_challenge = [zoom(component.astype(np.float32), 2, order=2) for component in np.load(path)["arr_0"]]
+    np.savez(tmp_path / "whole.npz", np.stack(by_challenge))
+    assert_same(read_field(path, blank(grid)), read_field(tmp_path / "whole.npz", blank(grid)))
+    np.savez(path, np.zeros((3, 12, 10, 13), np.float16))
+    refused(path, r"or \(3, 12, 10, 14\) for every second one", blank(grid))
+
+
+# --- ITK's transforms ------------------------------------------------------------------------------------------------
+
+
+def as_transform(field: sitk.Image) -> sitk.DisplacementFieldTransform:
+    return sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
+
+
+def turn() -> sitk.Euler3DTransform:
+    return sitk.Euler3DTransform(OBLIQUE.origin, 0.02, -0.03, 0.01, (1.0, -2.0, 3.0))
+
+
+@pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tfm"])
+def test_transforms_that_are_fields_have_their_own_grid(tmp_path: Path, ending: str) -> None:
+    write_transform(noise(OBLIQUE), tmp_path / f"a{ending}")
+    assert_same(read_field(tmp_path / f"a{ending}"), noise(OBLIQUE))
+    assert_same(read_field(tmp_path / f"a{ending}", blank(Grid((4, 4, 4)))), noise(OBLIQUE))
+    path = str(tmp_path / f"only{ending}")
+    sitk.WriteTransform(sitk.CompositeTransform([as_transform(noise(OBLIQUE))]), path)
+    assert_same(read_field(Path(path)), noise(OBLIQUE), atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tfm"])
+@pytest.mark.parametrize("field_last", [False, True])
+def test_composites_are_what_sitk_makes_of_points(tmp_path: Path, ending: str, field_last: bool) -> None:
+    """Not as many voxels, nor the same ones, as the field inside; where there is no fixed grid, its own."""
+    fixed = Grid((7, 6, 8), (1.2, 1.0, 1.4), (-117.0, 34.0, 414.0), OBLIQUE.direction)
+    parts = [turn(), as_transform(noise(OBLIQUE))]
+    transform = sitk.CompositeTransform(parts[:: 1 if field_last else -1])
+    path = tmp_path / f"a{ending}"
+    sitk.WriteTransform(transform, str(path))
+    for grid, field in ((fixed, read_field(path, blank(fixed))), (OBLIQUE, read_field(path))):
+        assert same_grid(field, blank(grid))
+        for index in [(0, 0, 0), (3, 5, 2), (6, 5, 7)]:
+            point = blank(grid).TransformIndexToPhysicalPoint(index)
+            np.testing.assert_allclose(point + np.array(field[index]), transform.TransformPoint(point), atol=1e-4)
+
+
+def test_transforms_that_cannot_be_used(tmp_path: Path) -> None:
+    sitk.WriteTransform(turn(), str(tmp_path / "a.tfm"))
+    refused(tmp_path / "a.tfm", "expected an image on the fixed grid")
+    np.testing.assert_allclose(
+        OBLIQUE.origin + np.array(read_field(tmp_path / "a.tfm", blank(OBLIQUE))[0, 0, 0]),
+        turn().TransformPoint(OBLIQUE.origin),
+        atol=1e-4,
+    )
+    sitk.WriteTransform(sitk.Euler2DTransform(), str(tmp_path / "two.tfm"))
+    refused(tmp_path / "two.tfm", "in 2 dimensions")
+    refused(tmp_path / "none.h5", "cannot be read")
+    for name in ("a.h5", "a.tfm"):
+        write_transform(noise(OBLIQUE), tmp_path / name)
+        whole = (tmp_path / name).read_bytes()
+        for share in (0, 0.5, 0.9):
+            (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
+            refused(tmp_path / name, "cannot be read|without voxels")
+
+
 # --- what must fail --------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +379,7 @@ def test_empire10_fields_that_do_not_fit(tmp_path: Path) -> None:
 def test_convert_there_and_back(tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.mha"
     sitk.WriteImage(blank(OBLIQUE), str(fixed))
-    names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd"]
+    names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd", "d.h5", "e.tfm", "f.hdf5", "g.nii.gz"]
     write_itk(noise(OBLIQUE), tmp_path / names[0])
     for source, target in itertools.pairwise(names):
         extra = ["--to", "grand-challenge"] if target == "four/b.mha" else []
