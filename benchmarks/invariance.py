@@ -30,6 +30,7 @@ from algorithm.images import Image, canonical, read_image, write_image
 from algorithm.lungs import lung_mask
 from algorithm.network import AIR_HU
 from benchmarks.landmarks import command, landmarks_mm, through_written_field
+from evaluation.landmarks import find_landmarks
 
 POINTS = 2000
 FAR_MM = (5000.0, -12000.0, 3000.0)
@@ -198,7 +199,7 @@ def row(out: Path, fixed: Placed, moving: Placed, points: np.ndarray, expected: 
 
 def landmark_error(pair: Path, out: Path, fixed: Placed, moving: Placed) -> dict[str, float]:
     """Mean over the landmarks that both scans show (mm), and their number; nothing without landmarks."""
-    if not (pair / "fixed_landmarks.csv").exists():
+    if not find_landmarks(pair, "fixed").exists():
         return {}
     here, there = (scan.world(points) for scan, points in zip((fixed, moving), landmarks_mm(pair), strict=True))
     seen = shown(here, fixed.image.grid) & shown(there, moving.image.grid)

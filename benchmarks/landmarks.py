@@ -3,11 +3,11 @@
     python -m benchmarks.landmarks OUT PAIR... [--method algorithm|ruehaak] [-- OPTIONS OF python -m algorithm]
     python -m benchmarks.landmarks OUT PAIR... --method greedy|convexadam --python PEERS/bin/python
 
-PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv, moving_landmarks.csv (x, y, z in LPS mm). Each is
-registered in a process of its own into OUT/<name of the folder>; the table gives the mean error (mm) before, after the
-pre-alignment, after all, with standard deviation and 95th percentile; folded voxels and the smallest Jacobian
-determinant on the whole output grid; time (s) and memory (MB) of the process. Of other people's programs
-(`benchmarks.peers`, which says what their environment PEERS holds) error, time and memory.
+PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv and moving_landmarks.csv (x, y, z in LPS mm, or 3D
+Slicer's .fcsv or .mrk.json). Each is registered in a process of its own into OUT/<name of the folder>; the table gives
+the mean error (mm) before, after the pre-alignment, after all, with standard deviation and 95th percentile; folded
+voxels and the smallest Jacobian determinant on the whole output grid; time (s) and memory (MB) of the process. Of other
+people's programs (`benchmarks.peers`, which says what their environment PEERS holds) error, time and memory.
 """
 
 import argparse
@@ -23,6 +23,7 @@ import pandas as pd
 import SimpleITK as sitk
 
 from algorithm.geometry import Affine
+from evaluation.landmarks import find_landmarks, read_landmarks
 
 PEERS = ("greedy", "convexadam")
 FIELD = Path("images") / "displacement-field"
@@ -30,7 +31,7 @@ FIELD = Path("images") / "displacement-field"
 
 def landmarks_mm(pair: Path) -> tuple[np.ndarray, np.ndarray]:
     """Fixed and moving landmarks, each (n, 3)."""
-    fixed, moving = (pd.read_csv(pair / f"{n}_landmarks.csv")[["x", "y", "z"]].to_numpy() for n in ("fixed", "moving"))
+    fixed, moving = (read_landmarks(find_landmarks(pair, role)) for role in ("fixed", "moving"))
     return fixed, moving
 
 

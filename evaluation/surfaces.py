@@ -27,7 +27,11 @@ def surface_distances(
     fixed: Bool[np.ndarray, "z y x"], warped: Bool[np.ndarray, "z y x"], axes: Float[np.ndarray, "3 3"]
 ) -> SurfaceDistances | None:
     """``axes`` is direction · diag(spacing), world mm per step along x, y, z. None where a mask is empty."""
-    x, y = surface_points(fixed, axes), surface_points(warped, axes)
+    return distances_between(surface_points(fixed, axes), surface_points(warped, axes))
+
+
+def distances_between(x: Float[np.ndarray, "n 3"], y: Float[np.ndarray, "m 3"]) -> SurfaceDistances | None:
+    """Between two surfaces, as points (mm). None where one has none."""
     if not len(x) or not len(y):
         return None
     to_y, to_x = _distances(x, y), _distances(y, x)

@@ -149,17 +149,13 @@ def pack_scan(source: Path, target: Path) -> None:
 
 def pack_pair(source: Path, target: Path) -> None:
     """One folder with a pair and its landmarks → one .npz."""
-    import pandas as pd
-
     from algorithm.images import read_image
     from algorithm.prepare import prepare, subject
+    from evaluation.landmarks import find_landmarks, read_landmarks
 
     fixed, moving = (subject(read_image(source / f"{name}.mha"), None) for name in ("fixed", "moving"))
     pair = prepare(fixed, moving, CascadeSettings().network_size)
-    landmarks = {
-        f"{name}_landmarks": pd.read_csv(source / f"{name}_landmarks.csv")[["x", "y", "z"]].to_numpy()
-        for name in ("fixed", "moving")
-    }
+    landmarks = {f"{name}_landmarks": read_landmarks(find_landmarks(source, name)) for name in ("fixed", "moving")}
     arrays = {
         "fixed": _packed(pair.fixed),
         "moving": _packed(pair.moving),
