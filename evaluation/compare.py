@@ -5,6 +5,9 @@
 The first evaluation is compared with each of the others, case by case: one-sided Wilcoxon signed-rank tests in both
 directions, with Bonferroni's correction. A case is one observation, represented by the mean over its landmarks or
 labels: the landmarks of a case move together, so that testing them one by one would overstate the evidence.
+
+Where cases failed there are two tables: over all cases, a failed one as what it counts as (without registration, or as
+it came out where that is worse; see `failures.py`), so that failing does not pay; and over those that both did.
 """
 
 import argparse
@@ -19,7 +22,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 
 from evaluation.errors import InputError, exit_code, printable
-from evaluation.quantities import QUANTITIES, Quantity, read_metrics, worst30
+from evaluation.quantities import QUANTITIES, Quantity, counted_values, read_metrics, worst30
 from evaluation.tables import all_or_nothing, prepare_file, prepare_folder, read_landmark_errors, write_text
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
@@ -123,24 +126,37 @@ class Comparison:
     first: Evaluation
     second: Evaluation
     rows: list[Row]
+    """Over the cases that succeeded in both."""
+    all_rows: list[Row]
+    """Over all cases, the failed ones as what they count as; empty when these are the same."""
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
     """A row for each quantity that ranks methods and that both evaluations have, in at least one case."""
     common = [name for name in first.results if name in second.results]
-    rows = []
-    for quantity in QUANTITIES:
-        pairs = [(quantity.of(first.results[name]), quantity.of(second.results[name])) for name in common]
-        values = np.array([pair for pair in pairs if None not in pair], dtype=float)
-        if quantity.better and len(values):
-            a, b = values.T
-            rows.append(Row(quantity, a, b, paired_test(a, b, quantity.better == "higher")))
-    return Comparison(first, second, rows)
+    ours, theirs = ([evaluation.results[name] for name in common] for evaluation in (first, second))
+    ranking = [quantity for quantity in QUANTITIES if quantity.better]
+    rows = [
+        _row(quantity, *(np.array([quantity.of(result) for result in results], float) for results in (ours, theirs)))
+        for quantity in ranking
+    ]
+    all_rows = [_row(quantity, *counted_values(quantity, ours, theirs)) for quantity in ranking]
+    more = sum(len(row.first) for row in all_rows if row) > sum(len(row.first) for row in rows if row)
+    return Comparison(first, second, *([row for row in of if row] for of in (rows, all_rows if more else [])))
+
+
+def _row(quantity: Quantity, first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> Row | None:
+    """Over the cases where neither is NaN; None when there is none."""
+    both = ~(np.isnan(first) | np.isnan(second))
+    if not both.any():
+        return None
+    a, b = first[both], second[both]
+    return Row(quantity, a, b, paired_test(a, b, quantity.better == "higher"))
 
 
 def number_of_tests(comparisons: Sequence[Comparison]) -> int:
     """By which Bonferroni's correction multiplies: two directions for every row of every table."""
-    return 2 * sum(len(comparison.rows) for comparison in comparisons)
+    return 2 * sum(len(comparison.rows) + len(comparison.all_rows) for comparison in comparisons)
 
 
 # --- as Markdown -----------------------------------------------------------------------------------------------------
@@ -158,11 +174,19 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 def _section(comparison: Comparison, tests: int) -> str:
     a, b = _cell(comparison.first.name), _cell(comparison.second.name)
     head = ("", "better", "n", a, b, "median difference", "effect", f"p: {a} better", f"p: {b} better")
-    lines = [_line(head), _line(["---", "---", *["---:"] * 7])]
-    lines += [_line(_cells(row, tests)) for row in comparison.rows]
-    lines += [_line(_dice30(row)) for row in comparison.rows if row.quantity.key == "dice"]
+    lines: list[str] = []
+    if comparison.all_rows:
+        lines += ["All cases, failed ones as without registration, or as they came out where that is worse:", ""]
+        lines += [*_table(head, comparison.all_rows, tests), "", "Cases that succeeded in both:", ""]
+    lines += _table(head, comparison.rows, tests) if comparison.rows else ["None."]
     notes = [*_case_notes(comparison), *_power_notes(comparison, tests)]
     return "\n".join([f"## {a} and {b}", "", *lines, "", *(f"- {note}" for note in notes)]).rstrip()
+
+
+def _table(head: Sequence[str], rows: Sequence[Row], tests: int) -> list[str]:
+    lines = [_line(head), _line(["---", "---", *["---:"] * 7])]
+    lines += [_line(_cells(row, tests)) for row in rows]
+    return [*lines, *(_line(_dice30(row)) for row in rows if row.quantity.key == "dice")]
 
 
 def _cells(row: Row, tests: int) -> list[str]:
@@ -187,22 +211,31 @@ def _p(p: float) -> str:
 
 
 def _case_notes(comparison: Comparison) -> list[str]:
-    """Who is missing where: the pairs are of the cases that worked in both."""
+    """Who is missing where."""
     pair = (comparison.first, comparison.second)
     notes = []
     for one, other in (pair, pair[::-1]):
         missing = [name for name in other.results if name not in one.results]
-        for cases, what in ((missing, "has no"), (one.failed, "failed in")):
+        counted = [name for name in one.failed if any(q.counted(one.results[name]) is not None for q in QUANTITIES)]
+        lost = [name for name in one.failed if name not in counted]
+        left_out = "left out of the pairs."
+        second_only = "in the table over all cases only."
+        for cases, what, where in (
+            (missing, "has no", left_out),
+            (lost, "failed in", left_out),
+            (counted, "failed in", second_only),
+        ):
             if cases:
                 names = ", ".join(_cell(name) for name in cases)
-                notes.append(f"{_cell(one.name)} {what} {names}: left out of the pairs.")
+                notes.append(f"{_cell(one.name)} {what} {names}: {where}")
     return notes
 
 
 def _power_notes(comparison: Comparison, tests: int) -> list[str]:
     """Where n is too small for any result to be significant."""
-    weak = [row for row in comparison.rows if row.test.smallest_p * tests >= 0.05 and row.test.smallest_p < 1]
-    same = [row.quantity.name for row in comparison.rows if row.test.smallest_p == 1]
+    rows = comparison.all_rows or comparison.rows
+    weak = [row for row in rows if row.test.smallest_p * tests >= 0.05 and row.test.smallest_p < 1]
+    same = [row.quantity.name for row in rows if row.test.smallest_p == 1]
     notes = [f"{', '.join(same)}: no case differs."] if same else []
     if weak:
         names = ", ".join(f"{row.quantity.name} ({round(-np.log2(row.test.smallest_p))})" for row in weak)
@@ -216,7 +249,7 @@ def _power_notes(comparison: Comparison, tests: int) -> list[str]:
 
 def _explanation(tests: int) -> str:
     return (
-        "Mean ± standard deviation over the n cases in both; median difference: first minus second. "
+        "Mean ± standard deviation over the n cases of the table; median difference: first minus second. "
         "Effect: matched-pairs rank-biserial correlation, from -1 to 1, positive where the first is better. "
         f"p: one-sided Wilcoxon signed-rank test over cases, times {tests} tests (Bonferroni), at most 1; "
         "\\* p < 0.05, \\*\\* p < 0.01, \\*\\*\\* p < 0.001. Dice30: mean over the 30 % of the cases with the lowest "

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -15,13 +16,15 @@ from jaxtyping import Float
 
 from evaluation.cases import Case, images_in
 from evaluation.errors import CaseError, printable
+from evaluation.failures import JACOBIAN, counted_as_failed, nothing_counted
 from evaluation.fields import EMPIRE10, axes_of, is_transform, npz_header, read_field
-from evaluation.ground_truth import GroundTruth, labels_in, mask_on, read_ground_truth
+from evaluation.ground_truth import GroundTruth, check_ground_truth, mask_on, read_ground_truth
 from evaluation.images import open_image
 from evaluation.jacobian import jacobian_statistics
 from evaluation.labels import dice, warp_labels
-from evaluation.landmarks import landmark_errors
-from evaluation.quantities import QUANTITIES, worst30
+from evaluation.landmarks import LandmarkErrors, landmark_errors
+from evaluation.quantities import QUANTITIES, counted_values, worst30
+from evaluation.remarks import remarks
 from evaluation.surfaces import surface_distances
 from evaluation.tables import cases_table, write_csv, write_json
 from evaluation.workers import each, workers_for
@@ -32,7 +35,6 @@ Result = dict[str, Any]
 
 TRE = ("tre_mm", "tre_snapped_mm", "tre_initial_mm")
 BY_LABEL = ("dice", "asd_mm", "hd_mm", "hd95_mm")
-JACOBIAN = ("folding_percent", "folding_percent_all", "jacobian_min", "jacobian_max", "std_log_jacobian")
 METRICS = (*TRE, *BY_LABEL, *JACOBIAN)
 SUMMARY: dict[str, Callable[[np.ndarray], Any]] = {
     "mean": np.mean,
@@ -55,20 +57,27 @@ BYTES_PER_VOXEL = 40
 def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
     """The case's entry in metrics.json, and its landmarks (mm, numbered from 1).
 
-    What there is no ground truth for is None. When anything of the case is missing or broken, or a label has no voxels
-    in one of the images or after the warp, all is None but ``error``: a case counts in full, or it counts as failed.
+    What there is no ground truth for is None, as is a label that only one scan has. When anything of the case is
+    missing or broken, or a label has no voxels left after the warp, all is None but ``error`` and ``counted``: a case
+    counts in full, or it counts as failed. ``counted`` has a value for each quantity, which stands for the case where
+    all cases are counted: its own, or what a failed case counts as (`failures.py`). ``remarks`` are sentences on what
+    is odd (`remarks.py`).
     """
     try:
         truth, field = read_case(case)
-        landmarks = _landmark_table(case.name, field, truth)
+        check_ground_truth(truth)
+        errors = _landmark_errors(field, truth)
+        landmarks = _landmark_table(case.name, truth, errors)
         result: Result = {"case": case.name}
         result |= {name: _summary(landmarks[name].to_numpy(float)) for name in TRE}
         result |= _label_metrics(field, truth)
         result |= _jacobian_metrics(field, truth)
         _check_finite(result)
-        return {**result, "error": None}, landmarks
+        counted = {quantity.key: quantity.of(result) for quantity in QUANTITIES}
+        found = remarks(field, truth, errors)
+        return {**result, "counted": counted, "remarks": found, "error": None}, landmarks
     except CaseError as error:
-        return failed_result(case.name, printable(str(error))), _no_landmarks()
+        return failed_result(case.name, printable(str(error)), counted_as_failed(case)), _no_landmarks()
 
 
 def read_case(case: Case) -> tuple[GroundTruth, sitk.Image]:
@@ -82,22 +91,28 @@ def read_case(case: Case) -> tuple[GroundTruth, sitk.Image]:
         raise CaseError(f"{error.filename or case.name}: cannot be read ({error.strerror})") from error
 
 
-def failed_result(case: str, error: str) -> Result:
-    """The entry of a case that could not be evaluated, with one sentence that says why."""
+def failed_result(case: str, error: str, counted: dict[str, float | None] | None = None) -> Result:
+    """The entry of a case that could not be evaluated: one sentence that says why, and what it counts as."""
     tre = {name: dict.fromkeys(SUMMARY) for name in TRE}
     by_label = {name: {"mean": None} for name in BY_LABEL}
-    return {"case": case, **tre, **by_label, **dict.fromkeys(JACOBIAN), "error": error}
+    ends = {"counted": nothing_counted() if counted is None else counted, "remarks": [], "error": error}
+    return {"case": case, **tre, **by_label, **dict.fromkeys(JACOBIAN), **ends}
 
 
 def _no_landmarks() -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(dtype=float) for name in LANDMARKS})
 
 
-def _landmark_table(case: str, field: sitk.Image, truth: GroundTruth) -> pd.DataFrame:
+def _landmark_errors(field: sitk.Image, truth: GroundTruth) -> LandmarkErrors | None:
+    if truth.fixed_landmarks_mm is None or truth.moving_landmarks_mm is None:
+        return None
+    return landmark_errors(field, truth.fixed_landmarks_mm, truth.moving_landmarks_mm, truth.moving_grid)
+
+
+def _landmark_table(case: str, truth: GroundTruth, errors: LandmarkErrors | None) -> pd.DataFrame:
     fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
-    if fixed_mm is None or moving_mm is None:
+    if fixed_mm is None or moving_mm is None or errors is None:
         return _no_landmarks()
-    errors = landmark_errors(field, fixed_mm, moving_mm, truth.moving_grid)
     numbers = np.arange(1, len(fixed_mm) + 1)
     errors_mm = (errors.trilinear_mm, errors.snapped_mm, errors.initial_mm)
     columns = ([case] * len(fixed_mm), numbers, *fixed_mm.T, *moving_mm.T, *errors_mm)
@@ -109,32 +124,27 @@ def _summary(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
 
 
 def _label_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
-    """Per metric: the value of each label, by its number, and their mean."""
+    """Per metric: the value of each label, by its number, and their mean; None for those that only one scan has."""
     values: dict[str, dict[str, float | None]] = {name: {} for name in BY_LABEL}
     if truth.fixed_labels is None or truth.moving_labels is None:
         return {name: {"mean": None} for name in BY_LABEL}
     fixed = sitk.GetArrayViewFromImage(truth.fixed_labels)
-    labels = _common_labels(fixed, sitk.GetArrayViewFromImage(truth.moving_labels))
+    lone = [label for label, _ in truth.lone_labels]
     warped = warp_labels(truth.moving_labels, field, truth.fixed_labels)
     axes = axes_of(truth.fixed_labels)
-    for label in labels:
+    for label in sorted([*truth.labels, *lone]):
+        if label in lone:
+            for of in values.values():
+                of[str(label)] = None
+            continue
         overlap = dice(fixed, warped, label)
         distances = surface_distances(fixed == label, warped == label, axes)
         if overlap is None or distances is None:
             raise CaseError(f"label {label} has no voxels left in moving_lobes after the warp")
         for name, value in zip(BY_LABEL, (overlap, distances.asd_mm, distances.hd_mm, distances.hd95_mm), strict=True):
             values[name][str(label)] = float(value)
-    return {name: {**of, "mean": float(np.mean(list(of.values())))} for name, of in values.items()}
-
-
-def _common_labels(fixed: np.ndarray, moving: np.ndarray) -> list[int]:
-    """The labels of both images; CaseError when one of them has more, or there are none."""
-    of_fixed, of_moving = labels_in(fixed), labels_in(moving)
-    if not of_fixed or of_fixed != of_moving:
-        raise CaseError(
-            f"fixed_lobes has the labels {of_fixed} and moving_lobes {of_moving}, expected the same, at least one"
-        )
-    return of_fixed
+    known = {name: [value for value in of.values() if value is not None] for name, of in values.items()}
+    return {name: {**of, "mean": float(np.mean(known[name]))} for name, of in values.items()}
 
 
 def _jacobian_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
@@ -165,7 +175,20 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
         of_cases = [quantity.of(result) for result in results if not result.get("error")]
         values = np.array([value for value in of_cases if value is not None], float)
         aggregates[quantity.key] = _statistics(values, quantity.key in LOW_IS_BAD)
-    return {**aggregates, "cases": len(results), "failed": sum(bool(result.get("error")) for result in results)}
+    return {**aggregates, **_numbers(results)}
+
+
+def aggregate_all(results: Sequence[Result]) -> dict[str, Any]:
+    """As `aggregate`, over all cases: the ``failed`` ones, too, as what they count as (`failures.py`)."""
+    aggregates: dict[str, Any] = {}
+    for quantity in QUANTITIES:
+        (values,) = counted_values(quantity, results)
+        aggregates[quantity.key] = _statistics(values[~np.isnan(values)], quantity.key in LOW_IS_BAD)
+    return {**aggregates, **_numbers(results)}
+
+
+def _numbers(results: Sequence[Result]) -> dict[str, int]:
+    return {"cases": len(results), "failed": sum(bool(result.get("error")) for result in results)}
 
 
 def _statistics(values: Float[np.ndarray, " n"], low_is_bad: bool) -> dict[str, float | int | None]:
@@ -190,18 +213,26 @@ def evaluate(cases: Sequence[Case], out: Path, workers: int | None = None) -> tu
         if isinstance(outcome, Exception):
             log.error("%s", cases[number].name, exc_info=outcome)
             sentence = " ".join(f"the evaluation failed: {type(outcome).__name__}: {outcome}".split())
-            outcome = failed_result(cases[number].name, sentence), _no_landmarks()
+            outcome = _without_field(cases[number], sentence)
         done[number] = outcome
         log.info("%d/%d %s, %.0f s", len(done), len(cases), _line(outcome[0]), time.monotonic() - start)
 
     results = [done[number][0] for number in range(len(cases))]
     tables = [table for _, table in (done[number] for number in range(len(cases))) if len(table)]
-    metrics = {"results": results, "aggregates": aggregate(results)}
+    metrics = {"results": results, "aggregates": aggregate(results), "aggregates_all": aggregate_all(results)}
     landmarks = pd.concat(tables, ignore_index=True) if tables else _no_landmarks()
     write_csv(out / "cases.csv", cases_table(results))
     write_csv(out / "landmarks.csv", landmarks)
     write_json(out / "metrics.json", metrics)  # last: it says that all is there
     return metrics, landmarks
+
+
+def _without_field(case: Case, error: str) -> tuple[Result, pd.DataFrame]:
+    """What a case counts as whose evaluation went down, again in a process of its own."""
+    for _, outcome in each(evaluate_case, [replace(case, field=None, error=error)], 1):
+        if not isinstance(outcome, Exception):
+            return outcome
+    return failed_result(case.name, error), _no_landmarks()
 
 
 def _line(result: Result) -> str:
@@ -210,7 +241,8 @@ def _line(result: Result) -> str:
         return f"{result['case']}: failed: {result['error']}"
     figures = {"TRE %.2f mm": result["tre_mm"]["mean"], "Dice %.3f": result["dice"]["mean"]}
     figures["folding %.4f %%"] = result["folding_percent"]
-    return f"{result['case']}: " + ", ".join(text % value for text, value in figures.items() if value is not None)
+    known = [text % value for text, value in figures.items() if value is not None]
+    return f"{result['case']}: " + ", ".join([*known, *(f"remark: {remark}" for remark in result["remarks"])])
 
 
 def _case_bytes(case: Case) -> int:

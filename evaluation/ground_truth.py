@@ -1,7 +1,8 @@
 """The ground truth of one case, a folder. All files are optional but the landmarks or the lobes.
 
 ==========================================  =============================================================
-``fixed_landmarks.csv moving_landmarks.csv``  x, y, z in mm (LPS), a header line; row i of both is one landmark
+``fixed_landmarks.csv moving_landmarks.csv``  x, y, z in mm (LPS), a header line; row i of both is one landmark;
+                                              or 3D Slicer's ``.fcsv`` or ``.mrk.json``, LPS or RAS as they say
 ``fixed_lobes.mha moving_lobes.mha``          whole numbers, 0 is background; each image on its own grid
 ``fixed_lung_mask.mha``                       where folding is counted; without it, ``fixed_lobes`` above 0
 ``fixed.mha moving.mha``                      the scans, for the pictures; their grids where there are no lobes
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, UInt8, UInt16
 from evaluation.errors import CaseError, short
 from evaluation.fields import same_grid
 from evaluation.images import Grid, find_image, is_there, read_grid, read_image
-from evaluation.landmarks import read_landmarks
+from evaluation.landmarks import find_landmarks, read_landmarks
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class GroundTruth:
     the scan; None when there is none of them."""
     moving_grid: Grid | None
     """Of the moving image: of its labels, else of the scan, else ``fixed_grid``."""
+    labels: list[int]
+    """That both label images have."""
+    lone_labels: list[tuple[int, str]]
+    """That only one of them has, as after a lobectomy, with its name."""
+    moving_scan_known: bool
+    """Whether `moving_grid` is its own."""
 
     @property
     def lungs(self) -> sitk.Image | None:
@@ -46,24 +53,55 @@ class GroundTruth:
 
 def read_ground_truth(folder: Path) -> GroundTruth:
     """The files of one case. CaseError when one is broken, or one of a pair missing, or both pairs."""
-    fixed_csv, moving_csv = _pair(folder / "fixed_landmarks.csv", folder / "moving_landmarks.csv")
+    fixed_points, moving_points = _pair(*(find_landmarks(folder, role) for role in ("fixed", "moving")))
     fixed_file, moving_file = _pair(*(_image(folder, name) for name in ("fixed_lobes", "moving_lobes")))
-    if not fixed_csv and not fixed_file:
+    if not fixed_points and not fixed_file:
         raise CaseError(f"{folder.name} has neither landmarks (fixed_landmarks.csv) nor lobes (fixed_lobes.mha)")
     mask_file = find_image(folder, "fixed_lung_mask")
     fixed_labels, moving_labels, lung_mask = (
         None if file is None else read_labels(file) for file in (fixed_file, moving_file, mask_file)
     )
     fixed_grid = _grid(folder, "fixed", fixed_labels, lung_mask)
+    moving_grid = _grid(folder, "moving", moving_labels)
+    labels, lone_labels = _labels(fixed_labels, moving_labels)
     return GroundTruth(
-        read_landmarks(fixed_csv) if fixed_csv else None,
-        read_landmarks(moving_csv) if moving_csv else None,
+        read_landmarks(fixed_points) if fixed_points else None,
+        read_landmarks(moving_points) if moving_points else None,
         fixed_labels,
         moving_labels,
         lung_mask,
         fixed_grid,
-        _grid(folder, "moving", moving_labels) or fixed_grid,
+        fixed_grid if moving_grid is None else moving_grid,
+        labels,
+        lone_labels,
+        moving_grid is not None,
     )
+
+
+def check_ground_truth(truth: GroundTruth) -> None:
+    """CaseError when the numbers of landmarks differ, no label is in both label images, or the lung mask is empty."""
+    fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
+    if fixed_mm is not None and moving_mm is not None and len(fixed_mm) != len(moving_mm):
+        raise CaseError(f"{len(fixed_mm)} fixed and {len(moving_mm)} moving landmarks, expected as many")
+    if truth.fixed_labels is not None and not truth.labels:
+        raise CaseError(f"the only labels are {_listed(truth.lone_labels)}, expected at least one in both")
+    if truth.lung_mask is not None and not sitk.GetArrayViewFromImage(truth.lung_mask).any():
+        raise CaseError("the lung mask is empty, expected some voxels above 0")
+
+
+def _listed(lone: list[tuple[int, str]]) -> str:
+    found = {where: [label for label, image in lone if image == where] for where in ("fixed_lobes", "moving_lobes")}
+    return " and ".join(f"{labels} in {where}" for where, labels in found.items())
+
+
+def _labels(fixed: sitk.Image | None, moving: sitk.Image | None) -> tuple[list[int], list[tuple[int, str]]]:
+    """Those of both images, and those of one with its name."""
+    if fixed is None or moving is None:
+        return [], []
+    of_fixed, of_moving = (labels_in(sitk.GetArrayViewFromImage(image)) for image in (fixed, moving))
+    both = [label for label in of_fixed if label in of_moving]
+    lone = [(label, "fixed_lobes") for label in of_fixed if label not in both]
+    return both, sorted([*lone, *((label, "moving_lobes") for label in of_moving if label not in both)])
 
 
 def _grid(folder: Path, scan: str, *images: sitk.Image | None) -> Grid | None:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,11 @@ class Quantity:
         entry = result.get(self.key)
         value = entry.get("mean") if isinstance(entry, dict) else entry
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def counted(self, result: Mapping[str, Any]) -> float | None:
+        """The value of a case where all cases are counted; its own, where an older metrics.json does not say."""
+        entry = result.get("counted")
+        return self.of({self.key: entry.get(self.key)} if isinstance(entry, dict) else result)
 
     def text(self, value: float | None) -> str:
         """The value as a person reads it; – for None."""
@@ -145,6 +150,26 @@ def worst30(values: Float[np.ndarray, " n"], low_is_bad: bool) -> Float[np.ndarr
     return worst_first[: -(-3 * len(values) // 10)]
 
 
+def counted_values(quantity: Quantity, *evaluations: Sequence[Mapping[str, Any]]) -> list[Float[np.ndarray, " n"]]:
+    """For each evaluation, the value of each of its cases where all are counted; NaN where there is none.
+
+    SDlogJ of a case that failed without a field is the worst that any case of these evaluations has: 0, that of no
+    registration, would be a reward.
+    """
+    values = [np.array([quantity.counted(result) for result in results], float) for results in evaluations]
+    if quantity.key != "std_log_jacobian" or not any(np.isfinite(of).any() for of in values):
+        return values
+    worst = np.nanmax(np.concatenate(values))
+    lost = [np.array([_failed_and_counted(result) for result in results], bool) for results in evaluations]
+    return [np.where(np.isnan(of) & where, worst, of) for of, where in zip(values, lost, strict=True)]
+
+
+def _failed_and_counted(result: Mapping[str, Any]) -> bool:
+    counted = result.get("counted")
+    known = isinstance(counted, dict) and any(value is not None for value in counted.values())
+    return bool(result.get("error")) and known
+
+
 def read_metrics(path: Path) -> dict[str, Any]:
     """metrics.json. InputError when there is none, or it is something else, also within a case."""
     try:
@@ -160,8 +185,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
     if twice:
         raise InputError(f"{path}: has the case {twice[0]} twice, expected every case once")
     for result, quantity in itertools.product(metrics["results"], QUANTITIES):
-        entry = result.get(quantity.key)
-        for value in entry.values() if isinstance(entry, dict) else [entry]:
+        entry, counted = result.get(quantity.key), result.get("counted")
+        values = [*entry.values()] if isinstance(entry, dict) else [entry]
+        for value in [*values, counted.get(quantity.key) if isinstance(counted, dict) else None]:
             if not _is_value(value):
                 raise InputError(
                     f"{path}: {quantity.key} of the case {result['case']} holds {str(value)[:50]!a}, "

@@ -19,7 +19,7 @@ import pandas as pd
 
 from evaluation.cases import Case, find_cases
 from evaluation.errors import CaseError, exit_code
-from evaluation.evaluate import aggregate, read_case
+from evaluation.evaluate import aggregate, aggregate_all, read_case
 from evaluation.page import page
 from evaluation.pictures import (
     box_plots,
@@ -38,6 +38,11 @@ from evaluation.tables import read_landmark_errors, write_text
 log = logging.getLogger(__name__)
 
 OF = {quantity.key: quantity for quantity in QUANTITIES}
+FAILED_COUNT = (
+    "Over all cases, a failed one counts as if nothing had been registered, or as it came out where that is worse; its "
+    "folding as it is, or 100 % where there is no field that can be read, and its SDlogJ then as the worst of all. A "
+    "case whose ground truth cannot be used counts nowhere."
+)
 SHOWN_WORST = 3
 """Cases that are shown in pictures, besides the median one."""
 
@@ -54,16 +59,18 @@ def write_page(
     Images (HU) of a case are ``images/<case>/fixed.*`` and ``moving.*``, or those in its ground truth.
     """
     results = metrics["results"]
+    aggregates = metrics.get("aggregates_all") or metrics["aggregates"]
     body = [
         _head(metrics),
         _failures(results),
-        _cards(metrics["aggregates"]),
-        _summary(metrics["aggregates"]),
+        _remarks(results),
+        _cards(aggregates),
+        _summary(metrics["aggregates"], metrics.get("aggregates_all")),
         _charts(results, landmarks),
         _worst(results),
         _pictures(results, cases, images),
         _case_table(results),
-        _definitions(metrics["aggregates"]),
+        _definitions(aggregates),
     ]
     path = out / "report.html"
     write_text(path, page("Registration report", "\n".join(body)))
@@ -84,7 +91,17 @@ def _failures(results: Sequence[dict[str, Any]]) -> str:
     failed = [f"<li><b>{escape(r['case'])}</b>: {escape(str(r['error']))}</li>" for r in results if r.get("error")]
     if not failed:
         return ""
-    return f'<div class="failed"><b>Failed, and in none of the figures:</b><ul>{"".join(failed)}</ul></div>'
+    title = "Failed, and in the figures over all cases only:"
+    return f'<div class="failed"><b>{title}</b><ul>{"".join(failed)}</ul></div>'
+
+
+def _remarks(results: Sequence[dict[str, Any]]) -> str:
+    """Of all cases, in their order."""
+    lines = [(r["case"], remark) for r in results for remark in r.get("remarks") or []]
+    if not lines:
+        return ""
+    entries = "".join(f"<li><b>{escape(case)}</b>: {escape(str(remark))}</li>" for case, remark in lines)
+    return f'<div class="failed"><b>To be looked at:</b><ul>{entries}</ul></div>'
 
 
 def _cards(aggregates: dict[str, Any]) -> str:
@@ -108,7 +125,24 @@ def _remark(key: str, aggregates: dict[str, Any]) -> str:
     return f"30 % worst: {quantity.text(of['worst30'])}"
 
 
-def _summary(aggregates: dict[str, Any]) -> str:
+def _summary(aggregates: dict[str, Any], over_all: dict[str, Any] | None) -> str:
+    """Two tables where cases failed."""
+    rows = _summary_rows(aggregates)
+    all_rows = _summary_rows(over_all) if over_all and aggregates["failed"] else []
+    if not rows and not all_rows:
+        return "<h2>Summary</h2><p>No case could be evaluated.</p>"
+    columns = ("n", "mean", "std", "median", "min", "max", "30 % worst")
+    if not all_rows:
+        return f"<h2>Summary</h2>{_table(('over the cases', *columns), rows)}"
+    tables = _table(("over all cases", *columns), all_rows)
+    if rows:
+        tables += f"<p></p>{_table(('over those that did not fail', *columns), rows)}"
+    else:
+        tables += "<p>No case could be evaluated.</p>"
+    return f"<h2>Summary</h2><p>{FAILED_COUNT}</p>{tables}"
+
+
+def _summary_rows(aggregates: dict[str, Any]) -> list[str]:
     columns = ("mean", "std", "median", "min", "max", "worst30")
     rows = []
     for quantity in QUANTITIES:
@@ -116,10 +150,7 @@ def _summary(aggregates: dict[str, Any]) -> str:
         if of.get("mean") is not None:
             cells = "".join(f"<td>{quantity.text(of.get(name))}</td>" for name in columns)
             rows.append(f"<tr><td>{quantity.title}</td><td>{of.get('n', '–')}</td>{cells}</tr>")
-    if not rows:
-        return "<h2>Summary</h2><p>No case could be evaluated.</p>"
-    heads = ("over the cases", "n", "mean", "std", "median", "min", "max", "30 % worst")
-    return f"<h2>Summary</h2>{_table(heads, rows)}"
+    return rows
 
 
 def _table(heads: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
@@ -176,8 +207,8 @@ def _definitions(aggregates: dict[str, Any]) -> str:
     entries = "".join(f"<dt>{q.title}</dt><dd>{q.definition}</dd>" for q in shown)
     general = (
         "<dt>Over the cases</dt><dd>Every case counts once. Standard deviations divide by n. “30 % worst” is the mean "
-        "over the 30 % of the cases with the worst values, rounded up; for Dice, the paper’s Dice30. Cases that "
-        "failed are in none of the figures.</dd>"
+        "over the 30 % of the cases with the worst values, rounded up; for Dice, the paper’s Dice30. "
+        f"{FAILED_COUNT}</dd>"
     )
     return f"<h2>Definitions</h2><dl>{entries}{general}</dl>"
 
@@ -272,7 +303,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def run(options: argparse.Namespace) -> None:
     """The page of an evaluation that was done before."""
     results = read_metrics(options.output / "metrics.json")["results"]
-    metrics = {"results": results, "aggregates": aggregate(results)}
+    metrics = {"results": results, "aggregates": aggregate(results), "aggregates_all": aggregate_all(results)}
     landmarks = read_landmark_errors(options.output / "landmarks.csv")
     write_page(metrics, landmarks, find_cases(options.input, options.ground_truth), options.output, options.images)
 

@@ -78,6 +78,8 @@ def cases_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, list):  # remarks
+        return [(name, "; ".join(map(str, value)) or None)]
     return [(f"{name}_{key}", of) for key, of in value.items()] if isinstance(value, dict) else [(name, value)]
 
 

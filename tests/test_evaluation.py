@@ -9,7 +9,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +33,14 @@ from evaluation.evaluate import (
     TRE,
     _case_bytes,
     aggregate,
+    aggregate_all,
     evaluate,
     evaluate_case,
     failed_result,
 )
 from evaluation.fields import write_learn2reg
 from evaluation.ground_truth import mask_on, read_labels
+from evaluation.landmarks import read_landmarks
 from evaluation.tables import write_csv, write_json
 from evaluation.workers import each, workers_for
 from tests.dying import double_or_die
@@ -49,6 +51,7 @@ from tests.made_up_cases import (
     SIGNS,
     SIZE,
     SPACING,
+    WIDTHS,
     as_image,
     check,
     check_result,
@@ -398,7 +401,7 @@ def test_the_scans_say_where_a_learn2reg_field_lies(folders: Path) -> None:
 
 def test_the_entry_has_every_key_of_the_schema(folders: Path) -> None:
     result, _ = evaluate_case(case_in(folders, "case_2"))
-    assert list(result) == ["case", *METRICS, "error"]
+    assert list(result) == ["case", *METRICS, "counted", "remarks", "error"]
     for name in TRE:
         assert list(result[name]) == ["mean", "std", "median", "p75", "p95", "max"]
     for name in BY_LABEL:
@@ -476,7 +479,7 @@ def break_truth(folder: Path, name: str, content: str | sitk.Image | None) -> No
         ({"moving_lobes.mha": None}, "moving_lobes.mha is missing"),
         ({"moving_lobes.mha": "no image"}, "moving_lobes.mha cannot be read"),
         ({"moving_landmarks.csv": "x,y,z\n1,2,3\n"}, "3 fixed and 1 moving landmarks"),
-        ({"fixed_lobes.mha": labels(0) == 5, "moving_lobes.mha": labels(1)}, "[1, 5]"),
+        ({"fixed_lobes.mha": (labels(0) == 5) * 7, "moving_lobes.mha": labels(1)}, "[7] in fixed_lobes and [1, 5]"),
         ({"fixed_lobes.mha": labels(0) * 0, "moving_lobes.mha": labels(1) * 0}, "at least one"),
         ({"fixed_lobes.mha": sitk.Cast(labels(0), sitk.sitkFloat32) / 2}, "whole numbers"),
         ({"fixed_lobes.mha": sitk.Cast(labels(0), sitk.sitkInt16) * -1}, "whole numbers"),
@@ -529,7 +532,186 @@ def test_a_label_that_the_warp_leaves_empty_is_an_error_of_that_case(folders: Pa
     write_field(case.field, -10)  # the small box goes beyond the image
     result, _ = evaluate_case(case)
     assert "label 5" in result["error"]
-    assert result == failed_result("case_1", result["error"])
+    assert result == failed_result("case_1", result["error"], result["counted"])
+    counted = result["counted"]
+    assert counted["tre_mm"] == pytest.approx(10 * SPACING[0])  # worse than without registration
+    assert counted["dice"] == 0  # nothing is left of one box, and the other is beside itself
+    assert counted["hd_mm"] == pytest.approx((15 + np.linalg.norm(SPACING)) / 2)  # as it came out, and as it was
+    assert counted["folding_percent"] == 0.0
+
+
+def counts_as_not_registered(counted: dict[str, float | None]) -> None:
+    """The boxes one voxel apart along each axis, from the making of the cases; folding as bad as can be."""
+    initial_mm = float(np.linalg.norm(SPACING))
+    assert counted["tre_mm"] == counted["tre_initial_mm"] == pytest.approx(initial_mm)
+    assert counted["dice"] == pytest.approx(np.mean([(w - 1) / w * 0.9 * 7 / 8 for w in WIDTHS.values()]))
+    assert counted["hd_mm"] == pytest.approx(initial_mm)
+    assert (counted["folding_percent"], counted["std_log_jacobian"]) == (100, None)
+
+
+def test_a_field_that_is_missing_counts_as_not_registered(folders: Path, one_process: None) -> None:
+    """Of a case whose ground truth cannot be used nothing counts."""
+    shutil.rmtree(folders / "input" / "case_1")
+    metrics, _ = evaluate(cases_in(folders), folders)
+    failed, good = metrics["results"]
+    counts_as_not_registered(failed["counted"])
+    assert good["counted"]["tre_mm"] == good["tre_mm"]["mean"] == pytest.approx(1.5)
+    over_all, some = metrics["aggregates_all"], metrics["aggregates"]
+    assert (some["tre_mm"]["n"], over_all["tre_mm"]["n"]) == (1, 2)
+    assert over_all["tre_mm"]["mean"] == pytest.approx((np.linalg.norm(SPACING) + 1.5) / 2)
+    assert over_all["folding_percent"]["mean"] == 50 and some["folding_percent"]["mean"] == 0
+    assert over_all["std_log_jacobian"]["n"] == 2  # as the worst of the others
+    assert read_strictly(folders / "metrics.json")["aggregates_all"] == over_all
+    table = pd.read_csv(folders / "cases.csv").set_index("case")
+    assert table.loc["case_1", "counted_tre_mm"] == pytest.approx(np.linalg.norm(SPACING))
+    write_report(metrics, pd.DataFrame(), [], folders)
+    page = (folders / "report.html").read_text(encoding="utf-8")
+    assert "over all cases" in page and "over those that did not fail" in page
+    (folders / "ground_truth" / "case_1" / "fixed_landmarks.csv").write_text("x,y,z\n1,2,3\n")
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert set(result["counted"].values()) == {None}
+    assert aggregate_all([result, good])["tre_mm"]["n"] == aggregate_all([result, good])["std_log_jacobian"]["n"] == 1
+
+
+def test_scans_that_lie_apart_have_surfaces_without_registration(folders: Path) -> None:
+    """The moving scan is in another world, 500 mm along x, and its field is lost."""
+    truth = folders / "ground_truth" / "case_1"
+    moving = labels(1)
+    moving.SetOrigin(np.add(moving.GetOrigin(), [500, 0, 0]))
+    sitk.WriteImage(moving, str(truth / "moving_lobes.mha"))
+    field_of(folders, "case_1").write_bytes(b"")
+    counted = evaluate_case(case_in(folders, "case_1"))[0]["counted"]
+    assert counted["dice"] == 0 and 490 < counted["asd_mm"] <= counted["hd_mm"] < 510
+
+
+@pytest.mark.parametrize("lone", ["fixed", "moving"])
+def test_a_label_that_only_one_scan_has_is_null(folders: Path, lone: str) -> None:
+    """As after a lobectomy; the mean is of the others."""
+    other, shift = ("moving", 1) if lone == "fixed" else ("fixed", 0)
+    without = sitk.GetArrayFromImage(labels(shift))
+    without[without == 5] = 0
+    sitk.WriteImage(as_image(without), str(folders / "ground_truth" / "case_2" / f"{other}_lobes.mha"))
+    result, _ = evaluate_case(case_in(folders, "case_2"))
+    assert result["error"] is None
+    for name in BY_LABEL:
+        assert result[name]["5"] is None and result[name]["mean"] == result[name]["1"]
+    assert result["dice"]["1"] == pytest.approx(7 / 8)
+    assert f"label 5 is only in {lone}_lobes" in result["remarks"][0]
+
+
+# --- remarks ---------------------------------------------------------------------------------------------------------
+
+
+def change_points(folder: Path, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    path = folder / "ground_truth" / "case_1" / f"{name}_landmarks.csv"
+    points = change(pd.read_csv(path).to_numpy())
+    pd.DataFrame(points, columns=["x", "y", "z"]).to_csv(path, index=False)
+
+
+def in_voxels(points: np.ndarray) -> np.ndarray:
+    return np.array([labels(0).TransformPhysicalPointToContinuousIndex(point) for point in points.tolist()])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda points: points * [-1, -1, 1], "if the moving landmarks were RAS, not LPS"),
+        (in_voxels, "if the moving landmarks were voxel indices, not mm"),
+        (lambda points: points[[1, 2, 0]], "if the moving landmarks were in another order of rows"),
+        (lambda points: np.add(points, [-20, 0, 0]), "hardly smaller than the"),
+        (lambda points: np.add(points, [0, 0, 1000]), "3 of 3 moving landmarks lie outside the moving scan"),
+    ],
+)
+def test_moving_landmarks_that_cannot_be_right_are_remarked_upon(
+    folders: Path, change: Callable[[np.ndarray], np.ndarray], says: str
+) -> None:
+    assert evaluate_case(case_in(folders, "case_1"))[0]["remarks"] == []
+    change_points(folders, "moving", change)
+    result, _ = evaluate_case(case_in(folders, "case_1"))
+    assert result["error"] is None
+    assert says in " ".join(result["remarks"])
+
+
+def test_remarks_are_on_the_page_and_in_the_table(folders: Path, one_process: None) -> None:
+    change_points(folders, "moving", lambda points: points * [-1, -1, 1])
+    metrics, landmarks = evaluate(cases_in(folders), folders)
+    write_report(metrics, landmarks, cases_in(folders), folders)
+    for name in ("metrics.json", "cases.csv", "report.html"):
+        assert "RAS, not LPS" in (folders / name).read_text(encoding="utf-8")
+
+
+def test_outside_the_field_landmarks_and_labels_count_as_not_registered(folders: Path) -> None:
+    """A field that covers the lower part only: zero elsewhere for both, with a remark for both, and no error."""
+    path = field_of(folders, "case_1")
+    sitk.WriteImage(field_image(0)[:, :, :11], str(path))
+    result, landmarks = evaluate_case(case_in(folders, "case_1"))
+    assert result["error"] is None
+    assert landmarks["tre_mm"].tolist() == pytest.approx([0, 0, np.linalg.norm(SPACING)], abs=1e-4)
+    assert 0.6 < result["dice"]["1"] < 1
+    said = " ".join(result["remarks"])
+    assert "1 of 3 fixed landmarks lie outside the displacement field, where it counts as zero" in said
+    assert "of the voxels of fixed_lobes lie outside the displacement field, where it counts as zero" in said
+
+
+# --- landmarks of 3D Slicer ------------------------------------------------------------------------------------------
+
+
+def write_slicer(path: Path, points: np.ndarray, system: str) -> None:
+    """LPS points as 3D Slicer's documentation has its files; 0 is RAS and 1 LPS in old ones."""
+    stored = points * ([-1, -1, 1] if system in ("RAS", "0") else [1, 1, 1])
+    if path.suffix == ".fcsv":
+        head = ["# Markups fiducial file version = 4.13", f"# CoordinateSystem = {system}"]
+        head += ["# columns = id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"]
+        rows = [f"{n},{x!r},{y!r},{z!r},0,0,0,1,1,1,0,F-{n},," for n, (x, y, z) in enumerate(stored.tolist())]
+        path.write_text("\n".join([*head, *rows]) + "\n")
+    else:
+        control = [{"id": str(n), "label": f"F-{n}", "position": p} for n, p in enumerate(stored.tolist())]
+        markups = {"type": "Fiducial", "coordinateSystem": system, "coordinateUnits": "mm", "controlPoints": control}
+        path.write_text(json.dumps({"@schema": "markups-schema-v1.0.3.json#", "markups": [markups]}))
+
+
+@pytest.mark.parametrize(
+    ("ending", "system"),
+    [*((".fcsv", system) for system in ("LPS", "RAS", "0", "1")), (".mrk.json", "LPS"), (".mrk.json", "RAS")],
+)
+def test_landmarks_of_3d_slicer(folders: Path, ending: str, system: str) -> None:
+    truth = folders / "ground_truth" / "case_2"
+    for name in ("fixed", "moving"):
+        csv = truth / f"{name}_landmarks.csv"
+        write_slicer(truth / f"{name}_landmarks{ending}", read_landmarks(csv), system)
+        np.testing.assert_allclose(read_landmarks(truth / f"{name}_landmarks{ending}"), read_landmarks(csv))
+        csv.unlink()
+    check_result(evaluate_case(case_in(folders, "case_2"))[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.fcsv", "0,1,2,3\n", "names no coordinate system, expected LPS or RAS"),
+        ("a.fcsv", "# CoordinateSystem = 2\n0,1,2,3\n", "names the coordinate system '2', expected LPS or RAS"),
+        ("a.fcsv", "# CoordinateSystem = LPS\n# columns = id,x,y\n0,1,2\n", "has the columns"),
+        ("a.fcsv", "# CoordinateSystem = LPS\n0,1,2\n", "empty cells"),
+        ("a.fcsv", "# CoordinateSystem = LPS\n", "holds 0 landmarks"),
+        ("a.mrk.json", "no json", "cannot be read"),
+        ("a.mrk.json", "{}", "holds no lists of points"),
+        ("a.mrk.json", '{"markups": [{}, {}]}', "holds 2 lists of points"),
+        ("a.mrk.json", '{"markups": [{}]}', "no list of controlPoints"),
+        ("a.mrk.json", '{"markups": [{"coordinateUnits": "cm"}]}', "coordinateUnits are 'cm'"),
+        ("a.mrk.json", '{"markups": [{"controlPoints": []}]}', "names no coordinate system"),
+        ("a.mrk.json", '{"markups": [{"coordinateSystem": "LPS", "controlPoints": []}]}', "holds 0 landmarks"),
+        ("a.mrk.json", '{"markups": [{"controlPoints": [{"position": [1, 2]}]}]}', "point 1 has no position"),
+        ("a.mrk.json", '{"markups": [{"controlPoints": [{"position": [1, 2, true]}]}]}', "no number"),
+        (
+            "a.mrk.json",
+            '{"markups": [{"controlPoints": [{"position": [1, 2, 3], "positionStatus": "undefined"}]}]}',
+            "point 1 has no position",
+        ),
+    ],
+)
+def test_landmarks_of_3d_slicer_that_cannot_be_used(tmp_path: Path, name: str, content: str, words: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(CaseError, match=words):
+        read_landmarks(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
@@ -549,7 +731,8 @@ def test_a_field_that_is_not_finite_is_an_error_of_that_case(folders: Path, valu
     sitk.WriteImage(as_image(field), str(case.field))
     result, _ = evaluate_case(case)
     assert result["error"] is not None
-    assert result == failed_result("case_1", result["error"])
+    assert result == failed_result("case_1", result["error"], result["counted"])
+    counts_as_not_registered(result["counted"])
 
 
 def test_labels_of_any_whole_type_and_ending(tmp_path: Path) -> None:

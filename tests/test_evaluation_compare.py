@@ -161,6 +161,29 @@ def test_missing_and_failed_cases_are_listed(tmp_path: Path) -> None:
     assert "Dice30" in text
 
 
+def test_failing_does_not_pay(tmp_path: Path) -> None:
+    """Ours fails where it is hardest: ahead over the others, behind over all, where the case counts as before."""
+    theirs = [case(f"c{i}", 2.0 + i) for i in range(8)]
+    ours = [case(f"c{i}", 1.9 + i) for i in range(8)]
+    ours[7] = {**case("c7", None, None, "lost"), "counted": {"tre_mm": 50.0}}
+    comparison = compare(*load([write(tmp_path / name, of) for name, of in (("ours", ours), ("theirs", theirs))]))
+    (some,), (over_all,) = comparison.rows, comparison.all_rows
+    assert (some.test.cases, over_all.test.cases) == (7, 8)
+    assert some.test.rank_biserial == 1 > over_all.test.rank_biserial
+    assert over_all.first.mean() > over_all.second.mean() and some.first.mean() < some.second.mean()
+    text = markdown([comparison])
+    assert text.index("All cases, failed ones") < text.index("Cases that succeeded in both")
+    assert "ours failed in c7: in the table over all cases only" in text and "times 4 tests" in text
+
+
+def test_a_lost_fields_sdlogj_counts_as_the_worst_of_both(tmp_path: Path) -> None:
+    ours = [{"case": "a", "std_log_jacobian": 0.1}, {"case": "b", "error": "lost", "counted": {"tre_mm": 9.0}}]
+    theirs = [{"case": "a", "std_log_jacobian": 0.2}, {"case": "b", "std_log_jacobian": 0.3}]
+    comparison = compare(*load([write(tmp_path / name, of) for name, of in (("ours", ours), ("theirs", theirs))]))
+    (row,) = comparison.all_rows
+    assert row.first.tolist() == [0.1, 0.3]
+
+
 def test_equal_evaluations(tmp_path: Path) -> None:
     files = [write(tmp_path / name, many(0.0)) for name in ("a", "b")]
     text = markdown([compare(*load(files))])

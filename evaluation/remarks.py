@@ -1,0 +1,73 @@
+"""What is odd about a case although it can be evaluated: sentences for metrics.json and the page."""
+
+import numpy as np
+import SimpleITK as sitk
+from jaxtyping import Float
+from scipy.spatial import KDTree
+
+from evaluation.fields import axes_of
+from evaluation.ground_truth import GroundTruth
+from evaluation.images import Grid
+from evaluation.landmarks import LandmarkErrors, displacement_at, outside
+
+HARDLY = 0.9
+"""Of the error before: an error after of at least so much is remarked upon."""
+
+
+def remarks(field: sitk.Image, truth: GroundTruth, errors: LandmarkErrors | None) -> list[str]:
+    """Sentences, none where nothing is odd.
+
+    Labels that only one scan has; labels or landmarks outside the field; landmarks outside their scan; a mean landmark
+    error after registration that is hardly smaller than before (`HARDLY`), with what would make it half as large.
+    """
+    found = [f"label {label} is only in {where}: null, in none of the means" for label, where in truth.lone_labels]
+    found += _labels_outside(field, truth)
+    fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
+    if errors is None or fixed_mm is None or moving_mm is None:
+        return found
+    found += _outside(fixed_mm, field, "fixed landmarks", "the displacement field, where it counts as zero")
+    found += _outside(fixed_mm, truth.fixed_grid, "fixed landmarks", "the fixed scan")
+    where = "the moving scan" if truth.moving_scan_known else "the fixed scan (the ground truth has no moving one)"
+    found += _outside(moving_mm, truth.moving_grid, "moving landmarks", where)
+    before_mm, after_mm = errors.initial_mm.mean(), errors.trilinear_mm.mean()
+    if after_mm >= HARDLY * before_mm and after_mm > 0:
+        hint = _hint(fixed_mm + displacement_at(field, fixed_mm), moving_mm, truth.moving_grid, float(after_mm))
+        found.append(f"TRE is {after_mm:.2f} mm, hardly smaller than the {before_mm:.2f} mm before{hint}")
+    return found
+
+
+def _outside(points_mm: Float[np.ndarray, "n 3"], grid: Grid | None, what: str, where: str) -> list[str]:
+    number = 0 if grid is None else int(outside(grid, points_mm).sum())
+    return [f"{number} of {len(points_mm)} {what} lie outside {where}"] if number else []
+
+
+def _labels_outside(field: sitk.Image, truth: GroundTruth) -> list[str]:
+    """Of the fixed labels' voxels, those where the field is taken as zero."""
+    if truth.fixed_labels is None:
+        return []
+    zyx = np.argwhere(sitk.GetArrayViewFromImage(truth.fixed_labels))
+    corners = np.array(list(np.ndindex(2, 2, 2))) * np.ptp(zyx, axis=0) + zyx.min(axis=0)
+    place, origin = axes_of(truth.fixed_labels), np.array(truth.fixed_labels.GetOrigin())
+    if not outside(field, corners[:, ::-1] @ place.T + origin).any():  # the box of the labels is inside: so are they
+        return []
+    number = int(outside(field, zyx[:, ::-1] @ place.T + origin).sum())
+    share = 100 * number / len(zyx)
+    where = "lie outside the displacement field, where it counts as zero"
+    return [f"{share:.2g} % of the voxels of fixed_lobes {where}"] if number else []
+
+
+def _hint(
+    mapped_mm: Float[np.ndarray, "n 3"], moving_mm: Float[np.ndarray, "n 3"], grid: Grid | None, after_mm: float
+) -> str:
+    """Which other reading of the moving landmarks would make the error less than half."""
+    readings = {"RAS, not LPS": moving_mm * [-1, -1, 1]}
+    if grid is not None:
+        readings["voxel indices, not mm"] = moving_mm @ axes_of(grid).T + np.array(grid.GetOrigin())
+    nearest = KDTree(moving_mm).query(mapped_mm)[1]
+    if len(np.unique(nearest)) > 0.5 * len(nearest):  # else all are near to a few: no order of rows does that
+        readings["in another order of rows"] = moving_mm[nearest]
+    errors_mm = {name: np.linalg.norm(mapped_mm - points, axis=1).mean() for name, points in readings.items()}
+    best = min(errors_mm, key=lambda name: errors_mm[name])
+    if errors_mm[best] > 0.5 * after_mm:
+        return ""
+    return f"; it would be {errors_mm[best]:.2f} mm if the moving landmarks were {best}"
