@@ -99,6 +99,7 @@ def read_image(path: Path) -> Image:
         series = find_series(path)
         grid = _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
         voxels, remarks = _values(path, series.read())
+        remarks = (*series.remarks, *remarks)
     else:
         reader = _open(path)
         grid = _scan_grid(path, reader)

@@ -1,18 +1,30 @@
 """DICOM folders, written by SimpleITK from the phantom; SimpleITK's own reader of series has the second opinion."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from pydicom import uid
 
 from algorithm.dicom import find_series, holds_dicom
 from algorithm.errors import InputError
+from algorithm.geometry import resample
 from algorithm.images import read_image
 from algorithm.interface import find_inputs, image_name
-from tests.dicom_series import write_series, write_slice
+from phantom.pair import PhantomPair
+from tests.dicom_series import (
+    PIXELS,
+    write_companions,
+    write_enhanced,
+    write_object,
+    write_series,
+    write_slice,
+    write_two_acquisitions,
+)
 from tests.running import call_main, files_below, pair_options, warped_image
 
 
@@ -112,6 +124,73 @@ def test_other_files_folders_and_endings_do_not_matter(spoilt: Path) -> None:
     assert torch.equal(read_image(spoilt).voxels, expected)
 
 
+def test_other_objects_among_the_slices_are_left_out_with_a_remark(spoilt: Path) -> None:
+    """Structure set, plan, dose, reports, presentation state, PET, a maker's own, a screenshot and a scout view."""
+    expected = read_image(spoilt)
+    write_companions(spoilt)
+    shutil.copy(spoilt / "RS.dcm", spoilt / "RS2")
+    image = read_image(spoilt)
+    assert torch.equal(image.voxels, expected.voxels) and image.grid == expected.grid
+    (remark,) = image.remarks
+    assert remark.startswith("copy: what is no CT slice was left out: 2 × RT Structure Set Storage, 1 × ")
+    assert remark.endswith(" and others.")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("RS", "1 × RT Structure Set Storage"),
+        ("SR", "1 × X-Ray Radiation Dose SR Storage"),
+        ("PR", "1 × Grayscale Softcopy Presentation State Storage"),
+        ("own", "1 × 1.3.12.2.1107.5.9.1"),
+        ("RD", "1 × modality RTDOSE"),
+        ("PT", "1 × modality PT"),
+        ("screen", "1 × screenshot"),
+        ("scout", "1 × localizer"),
+    ],
+)
+def test_remarks_name_what_was_left_out(spoilt: Path, tmp_path: Path, name: str, says: str) -> None:
+    (tmp_path / "all").mkdir()
+    write_companions(tmp_path / "all")
+    shutil.copy(tmp_path / "all" / f"{name}.dcm", spoilt)
+    (remark,) = read_image(spoilt).remarks
+    assert says in remark
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "all" / f"{name}.dcm", tmp_path / "alone")
+    assert says in refusal(tmp_path / "alone")
+
+
+def test_a_damaged_slice_is_never_left_out(spoilt: Path) -> None:
+    """Unlike a structure set it is an image by its file's header."""
+    write_object(file_of(spoilt, 17), uid.CTImageStorage, "CT")  # the last one: no gap would tell
+    assert "expected a whole CT slice" in refusal(spoilt)
+
+
+ORDERS = {"as stacked": range(18), "from the top": range(17, -1, -1), "halves exchanged": [*range(9, 18), *range(9)]}
+
+
+@pytest.mark.parametrize("slopes", [[1.0], [2.0], [1.0, 2.0, 0.5]], ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_enhanced_ct_in_any_order_with_rescaling_of_every_frame(
+    tmp_path: Path, order: str, slopes: list[float]
+) -> None:
+    even = sitk.Cast(chest() / 2, sitk.sitkInt16) * 2
+    (tmp_path / "a").mkdir()
+    write_enhanced(tmp_path / "a" / "1.dcm", even, list(ORDERS[order]), slopes)
+    image = read_image(tmp_path / "a")
+    assert image.voxels.dtype == torch.int16 and image.remarks == ()
+    np.testing.assert_array_equal(image.voxels[0, 0].numpy(), sitk.GetArrayFromImage(even))
+    np.testing.assert_allclose(image.grid.spacing, even.GetSpacing(), atol=1e-6)
+    np.testing.assert_allclose(image.grid.origin, even.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(np.ravel(image.grid.direction), even.GetDirection(), atol=1e-6)
+
+
+def test_enhanced_ct_in_several_files(tmp_path: Path) -> None:
+    for part in range(3):
+        write_enhanced(tmp_path / f"{part}.dcm", chest(), list(range(part, 18, 3)), [1.0])
+    np.testing.assert_array_equal(read_image(tmp_path).voxels[0, 0].numpy(), sitk.GetArrayFromImage(chest()))
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +284,67 @@ def test_refuses_axes_that_are_not_square(tmp_path: Path) -> None:
     for path in folder.iterdir():
         overwrite(path, "1\\0\\0\\0\\1\\0", b"1\\0\\0\\1\\1\\0")
     assert "orthonormal" in refusal(folder)
+
+
+@pytest.mark.parametrize("places", [0, 17])
+def test_refuses_frames_without_places(tmp_path: Path, places: int) -> None:
+    write_enhanced(tmp_path / "a.dcm", chest(), list(range(18)), [1.0], places)
+    assert f"has 18 frames, and positions for {places} of them" in refusal(tmp_path)
+
+
+def test_refuses_frames_that_are_no_enhanced_ct(tmp_path: Path) -> None:
+    pixels = {**PIXELS, "Rows": 17, "Columns": 20, "NumberOfFrames": 18, "PixelData": bytes(2 * 17 * 20 * 18)}
+    place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
+    write_object(tmp_path / "a.dcm", uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage, "CT", **pixels, **place)
+    assert "has 18 frames, and positions for 0 of them" in refusal(tmp_path)
+
+
+def test_refuses_an_enhanced_ct_with_several_phases(tmp_path: Path) -> None:
+    write_enhanced(tmp_path / "a.dcm", chest(), [*range(18), *range(18)], [1.0])
+    assert "2 slices or more at each of 18 places" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
+def test_refuses_an_enhanced_ct_cut_short(tmp_path: Path, kept: float) -> None:
+    path = write_enhanced(tmp_path / "a.dcm", chest(), list(range(18)), [1.0])
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    assert str(path) in refusal(tmp_path)
+
+
+def test_refuses_phases_at_the_same_places(tmp_path: Path) -> None:
+    for phase in range(3):
+        write_series(tmp_path / "a", chest(), {"0020|0100": str(phase)}, f"{phase} {{}}")
+    assert "3 slices or more at each of 18 places" in refusal(tmp_path / "a")
+
+
+def test_refuses_acquisitions_among_each_other_but_not_one_after_the_other(tmp_path: Path) -> None:
+    message = refusal(write_two_acquisitions(tmp_path / "a", chest(), chest(), ("1", "2")))
+    assert "AcquisitionNumber 1: 18 slices, 2: 18 slices" in message and "folder of their own" in message
+    for z in range(18):  # as of a scanner that moves the table from slice to slice, or goes on after a pause
+        for folder, number in (("b", z), ("c", z // 9)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_slice(tmp_path / folder / f"{z}", chest(), z, {"0020|0012": str(number)}, np.zeros(3))
+    for folder in ("b", "c"):
+        np.testing.assert_array_equal(
+            read_image(tmp_path / folder).voxels[0, 0].numpy(), sitk.GetArrayFromImage(chest())
+        )
+
+
+def scan(voxels: torch.Tensor, spacing: float) -> sitk.Image:
+    image = sitk.GetImageFromArray(voxels[0, 0].round().short().numpy())
+    image.SetSpacing((8.0, 8.0, spacing))
+    return image
+
+
+def test_refuses_two_phases_in_turn_that_no_tag_tells(tmp_path: Path, example_pair: PhantomPair) -> None:
+    """Slices of 4 mm, of inhale and of exhale in turn; with the same phase twice, its noise apart, it is a volume."""
+    grid = example_pair.fixed_grid
+    upper = replace(grid, origin=tuple(grid.to_world(np.array([0, 0, 0.5]))))
+    one, same = (scan(resample(example_pair.fixed, grid, g), 8.0) for g in (grid, upper))
+    other = scan(resample(example_pair.moving, example_pair.moving_grid, upper), 8.0)
+    assert read_image(write_two_acquisitions(tmp_path / "a", one, same, ("1", "1"))).grid.spacing[2] == 4.0
+    message = refusal(write_two_acquisitions(tmp_path / "b", one, other, ("1", "1")))
+    assert "neighbouring slices differ more than every second one" in message
 
 
 # --- as input of the program -----------------------------------------------------------------------------------------
