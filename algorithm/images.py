@@ -50,6 +50,9 @@ MAX_SKEW = 1e-3
 EXACT_SKEW = 1e-6
 """Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
 
+MASK_ABOVE = 0.5
+"""Voxels of a mask count above it: shares from one half, labels from 1."""
+
 MOST_MISSING = 0.5
 """A larger share of NaN and ±inf is no scan any more."""
 
@@ -109,13 +112,16 @@ def read_image(path: Path) -> Image:
 
 
 def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
-    """The voxels above 0, on the mask's own grid; InputError as in `read_image`, and when there are none."""
+    """Where a mask, on its own grid, is above 0.5; InputError as in `read_image`, and when it is nowhere.
+
+    So labels count from 1 on, shares (0 to 1, as floats) from one half.
+    """
     reader = _open(path)
     grid = _scan_grid(path, reader)
     stored = _execute(path, reader)
-    mask = torch.from_numpy(sitk.GetArrayViewFromImage(stored).reshape(grid.shape) > 0)[None, None]
+    mask = torch.from_numpy(sitk.GetArrayViewFromImage(stored).reshape(grid.shape) > MASK_ABOVE)[None, None]
     if not mask.any():
-        raise InputError(f"{path}: the mask has no voxel above 0, expected some")
+        raise InputError(f"{path}: the mask has no voxel above {MASK_ABOVE}, expected some")
     return mask, grid
 
 

@@ -31,7 +31,7 @@ AIR_HU = -350.0
 GAS_HU = -960.0
 """Upper quartile of pure gas (bowel, outside air). Emphysema with a median of -950 has its upper quartile above."""
 SMALLEST_LITRES = 0.3
-"""Fewer litres of air are not a lung."""
+"""Fewer litres of air are not taken for lungs: bowel gas and sinuses have as much. Infants' lungs need masks."""
 FRAGMENT_LITRES = 0.02
 """Smaller separate parts of a lung are dropped."""
 CORE_MM = 5.0
@@ -65,17 +65,14 @@ def lung_mask(
 ) -> LungMask:
     """The lungs in a chest CT in HU, on a grid of about 2.5 mm that covers the scan (to less than 2.5 mm).
 
-    ``name`` stands for the scan in messages. InputError when no lung is found.
+    ``name`` stands for the scan in messages. InputError when no lung is found, or only small ones, as of an infant.
     """
     hu, padding, working = _working_copy(voxels, grid)
     spacing = working.spacing[::-1]
     mask, largest = _lungs(hu, padding, spacing)
     litres = float(mask.sum()) * _voxel_litres(spacing)
     if litres < SMALLEST_LITRES:
-        raise InputError(
-            f"{name} holds no lung: the largest region of lung density inside the body is {largest:.1f} l, at "
-            f"least {SMALLEST_LITRES} l expected; are the values Hounsfield units?"
-        )
+        raise InputError(_no_lung(name, max(litres, largest)))
     log.info("%s: lungs of %.2f l", name, litres)
     return LungMask(torch.from_numpy(mask)[None, None], working)
 
@@ -94,6 +91,19 @@ def crop_grid(lungs: LungMask, margin_mm: float, size: Size = (192, 160, 192)) -
         size=size,
         spacing=_vector(ratio * np.array(lungs.grid.spacing)),
         origin=_vector(lungs.grid.to_world(low + ratio / 2)),
+    )
+
+
+def _no_lung(name: str, litres: float) -> str:
+    """What was found instead: something small, or nothing at all."""
+    if litres >= FRAGMENT_LITRES:
+        return (
+            f"{name}: what could be lung in it is too small, {litres:.2f} l, at least {SMALLEST_LITRES} l expected; "
+            "for smaller lungs, as of infants, give lung masks"
+        )
+    return (
+        f"{name} holds no lung: the largest region of lung density inside the body is {litres:.1f} l, at "
+        f"least {SMALLEST_LITRES} l expected; are the values Hounsfield units?"
     )
 
 

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 
 Similarity = Literal["local correlation", "ngf", "mind"]
 
+ADULT_LITRES = 1.0
+"""The settings are those for lungs, or a part of them, of at least this volume."""
 
 SMOOTH = Weights(alpha=20.0, beta=0.0, gamma=0.0, delta=0.0)
 """Nothing but the curvature beside D. Unlike the diffusion it asks nothing of large motion that is locally affine."""
@@ -103,6 +105,13 @@ def for_voxels(settings: RefineSettings, *grids: Grid) -> RefineSettings:
     return replace(settings, spacing_mm=tuple(factor * spacing for spacing in settings.spacing_mm))
 
 
+def for_lungs(settings: RefineSettings, lungs: LungMask) -> RefineSettings:
+    """The same levels, all finer by one factor where the lungs are smaller than an adult's: an infant's of 0.15 l have
+    half the length, and so have their vessels."""
+    factor = min(1.0, (lungs.litres / ADULT_LITRES) ** (1 / 3))
+    return replace(settings, spacing_mm=tuple(factor * spacing for spacing in settings.spacing_mm))
+
+
 class Refined(NamedTuple):
     """The result of `refine`."""
 
@@ -132,7 +141,7 @@ def refine(
     between calls and nothing is random: on a CPU the same input gives the same output, on a GPU to rounding, since it
     adds in no fixed order.
     """
-    settings = for_voxels(settings, fixed.image.grid, moving.image.grid)
+    settings = for_voxels(for_lungs(settings, fixed.lungs), fixed.image.grid, moving.image.grid)
     forward, grid = minimise(fixed, moving, affine, start, start_grid, settings, keypoints)
     if not settings.both_directions:
         return Refined(forward, grid, None)

@@ -22,7 +22,7 @@ from algorithm.geometry import Affine, Grid
 from algorithm.images import read_image, write_image
 from benchmarks.invariance import Change, carried, cut, padded, spaced, stored
 from phantom.pair import PhantomSettings, make_pair
-from tests.dicom_series import write_series
+from tests.dicom_series import write_companions, write_enhanced, write_series, write_two_acquisitions
 
 Outcome = Literal["same result", "right result", "identity", "warned", "refused"]
 FAR_MM = (5000.0, -12000.0, 800.0)
@@ -306,6 +306,30 @@ def second_series(folder: Path) -> None:
     write_series(folder, image, {"0020|000e": "1.2.3.5"}, "other {}")
 
 
+def enhanced_ct(desk: Desk) -> Path:
+    """All slices in one file."""
+    (desk.folder / "series").mkdir()
+    write_enhanced(desk.folder / "series" / "1", desk.scan(), list(range(33, -1, -1)), [1.0])
+    return desk.folder / "series"
+
+
+def two_acquisitions(numbers: tuple[str, str]) -> Callable[[Desk], Path]:
+    """Inhale, and exhale half a slice above, in one series."""
+
+    def make(desk: Desk) -> Path:
+        fixed = desk.scan()
+        moving = sitk.Resample(desk.scan("moving"), fixed, sitk.Transform(), sitk.sitkLinear, -1000)
+        return write_two_acquisitions(desk.folder / "series", fixed, moving, numbers)
+
+    return make
+
+
+def ten_phases(desk: Desk) -> Path:
+    for phase in range(10):
+        write_series(desk.folder / "series", desk.scan(), {"0020|0100": str(phase)}, f"{phase} {{}}")
+    return desk.folder / "series"
+
+
 def tenth_slice(folder: Path) -> Path:
     return sorted(folder.glob("im*"))[10]
 
@@ -352,6 +376,22 @@ def half_as_fine(image: sitk.Image) -> sitk.Image:
     )
 
 
+def certain_shares(image: sitk.Image) -> sitk.Image:
+    """As a network's last layer gives them: never quite 0 or 1."""
+    return 0.001 + 0.998 * sitk.Cast(image > 0, sitk.sitkFloat32)
+
+
+def whole_chest(image: sitk.Image) -> sitk.Image:
+    """A box around the lungs, 40 mm wider; not up to the border."""
+    return sitk.BinaryDilate(image > 0, [4, 4, 4], sitk.sitkBox)
+
+
+def around(image: sitk.Image) -> sitk.Image:
+    """Chest wall and mediastinum."""
+    lungs = image > 0
+    return sitk.BinaryDilate(lungs, [2, 2, 2]) - lungs
+
+
 def one_voxel(image: sitk.Image) -> sitk.Image:
     empty = image * 0
     empty[15, 15, 15] = 1
@@ -361,6 +401,24 @@ def one_voxel(image: sitk.Image) -> sitk.Image:
 def elsewhere(image: sitk.Image) -> sitk.Image:
     image.SetOrigin((900.0, 250.0, 0.0))
     return image
+
+
+def infant(*kinds: str) -> Make:
+    """Lungs of 0.2 l: both scans, and their masks where ``kinds`` has lobes, with all lengths times 0.4."""
+    shrunk = Affine.from_arrays(0.4 * np.eye(3), np.zeros(3))
+
+    def make(desk: Desk) -> Made:
+        options = []
+        for role in ("fixed", "moving"):
+            for kind, option in (("", role), ("_lobes", f"{role}-mask")):
+                if kind in kinds:
+                    image = sitk.ReadImage(str(desk.example / f"{role}{kind}.mha"))
+                    image.SetSpacing([0.4 * s for s in image.GetSpacing()])
+                    image.SetOrigin([0.4 * o for o in image.GetOrigin()])
+                    options.append(f"--{option}={desk.write(image, f'{role}{kind}.mha')}")
+        return Made(tuple(options), shrunk, shrunk)
+
+    return make
 
 
 def same_file(desk: Desk) -> Made:
@@ -479,6 +537,24 @@ TABLE: dict[str, list[OddInput]] = {
             dicom(lambda folder: os.truncate(tenth_slice(folder), 900)),
             "expected a whole",
         ),
+        same(
+            "DICOM with structure set, plan, dose, reports, PET, scout and screenshot among the slices",
+            dicom(write_companions),
+            "no CT slice was left out",
+            masks=True,
+        ),
+        same("enhanced (multi-frame) CT", role_file(enhanced_ct), masks=True),
+        refused(
+            "DICOM with two acquisitions in one series, half a slice apart",
+            role_file(two_acquisitions(("1", "2"))),
+            "lie among each other",
+        ),
+        refused(
+            "DICOM with the slices of inhale and exhale in turn, and no acquisition numbers",
+            role_file(two_acquisitions(("1", "1"))),
+            "differ more than every second one",
+        ),
+        refused("DICOM with ten phases in one series", role_file(ten_phases), "10 slices or more at each of 34 places"),
     ],
     "Folders": [
         refused(
@@ -514,12 +590,19 @@ TABLE: dict[str, list[OddInput]] = {
         refused("one voxel", mask(one_voxel), "expected lungs of"),
         refused("of another place", mask(elsewhere), "lies outside"),
         refused("2-D", mask(lambda image: image[:, :, 15]), "expected a 3-D image"),
-        warned("of everything", mask(lambda image: image * 0 + 1), "overlap"),
+        refused("of everything", mask(lambda image: image * 0 + 1), "0 outside the lungs"),
+        refused("inverted", mask(lambda image: image == 0), "0 outside the lungs"),
+        refused("10 in the background, 20 in the lungs", mask(lambda image: 10 + 10 * (image > 0)), "0 outside"),
+        right("shares of 0.001 outside to 0.999 in the lungs", mask(certain_shares)),
+        refused("of the whole chest", mask(whole_chest), "expected lungs of"),
+        right("of an infant's lungs of 0.2 l, with its scans", infant("", "_lobes")),
+        warned("of the tissue around the lungs", mask(around), "the median under the mask is"),
     ],
     "Pairs": [
         identity("one file for both", same_file),
         right("fixed and moving swapped", swapped),
         warned("another chest with one lung", role_file(another_chest, "moving"), "overlap"),
+        refused("scans of an infant's lungs of 0.2 l, without masks", infant(""), "give lung masks"),
         refused("moving without lungs", values(lambda hu: np.where(hu < -300, 40, hu), "moving"), "holds no lung"),
     ],
 }

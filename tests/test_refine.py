@@ -20,6 +20,7 @@ from algorithm.refine import (
     Similarity,
     dilated,
     distance,
+    for_lungs,
     for_voxels,
     minimise,
     refine,
@@ -252,6 +253,15 @@ def test_levels_are_no_finer_than_the_scans() -> None:
     assert for_voxels(QUICK, fine, GRID).spacing_mm == (4.0, 2.0)
     assert for_voxels(QUICK, fine, coarse).spacing_mm == pytest.approx((10.0, 5.0))
     assert for_voxels(QUICK, coarse, fine) == for_voxels(QUICK, fine, coarse)
+
+
+def test_levels_are_finer_for_lungs_smaller_than_an_adults() -> None:
+    grid = Grid((100, 100, 100), (2.0, 2.0, 2.0))
+    mask = torch.zeros(1, 1, *grid.shape, dtype=torch.bool)
+    for voxels, factor in ((100, 1.0), (50, 1.0), (25, 0.5), (10, 0.2)):  # 8, 1, 0.125 and 0.008 l
+        mask[:] = False
+        mask[..., :voxels, :voxels, :voxels] = True
+        assert for_lungs(QUICK, LungMask(mask, grid)).spacing_mm == pytest.approx((4.0 * factor, 2.0 * factor))
 
 
 def test_settings_that_do_not_fit_each_other_are_refused() -> None:
