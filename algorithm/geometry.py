@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -175,17 +176,29 @@ def linear_index_map(
     return (k[:, None, None, None] * step_z + plane)[None]
 
 
+class IndexMap(NamedTuple):
+    """From voxels of one grid to continuous indices of another: matrix · (i, j, k) + offset + steps · u, u in mm."""
+
+    matrix: Float[np.ndarray, "3 3"]
+    offset: Float[np.ndarray, " 3"]
+    steps: Float[np.ndarray, "3 3"]
+
+
+def index_map(grid: Grid, moving_grid: Grid, affine: Affine) -> IndexMap:
+    """The moving indices of affine(x + u), x on ``grid``; float64."""
+    steps = np.linalg.inv(moving_grid.axes) @ np.array(affine.matrix)
+    return IndexMap(steps @ grid.axes, moving_grid.to_index(affine(np.array(grid.origin))), steps)
+
+
 def moving_index(
     grid: Grid, moving_grid: Grid, displacement: Float[Tensor, "n 3 z y x"] | None, affine: Affine, like: Tensor
 ) -> Float[Tensor, "m zz yy xx 3"]:
     """Continuous moving indices of the points affine(x + u(x)), x on ``grid``; all linear parts in float64 first."""
-    to_moving = np.linalg.inv(moving_grid.axes) @ np.array(affine.matrix)
-    matrix = to_moving @ grid.axes
-    offset = moving_grid.to_index(affine(np.array(grid.origin)))
-    index = linear_index_map(_tensor(matrix, like), _tensor(offset, like), grid.shape)
+    matrix, offset, steps = (_tensor(part, like) for part in index_map(grid, moving_grid, affine))
+    index = linear_index_map(matrix, offset, grid.shape)
     if displacement is None:
         return index
-    return torch.einsum("ij,njzyx->nzyxi", _tensor(to_moving, like), displacement).add_(index)
+    return torch.einsum("ij,njzyx->nzyxi", steps, displacement).add_(index)
 
 
 def sample(

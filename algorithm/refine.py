@@ -30,6 +30,7 @@ from algorithm.geometry import (
     Affine,
     Grid,
     doubled,
+    index_map,
     inside,
     invert,
     moving_index,
@@ -45,6 +46,7 @@ from algorithm.network import AIR_HU
 from algorithm.objective import Keypoints, Weights, ngf_distance, objective
 from algorithm.objective.local_correlation import local_correlation_distance, local_statistics
 from algorithm.objective.mind import mind_distance, mind_ssc
+from algorithm.objective.sampled_correlation import SampledCorrelation, applies
 from algorithm.prepare import Prepared, Subject
 
 log = logging.getLogger(__name__)
@@ -229,6 +231,10 @@ class _Level:
         self.moving_grid = _moving_grid(moving.image.grid, self.grid, affine, spacing_mm)
         self.moving = _hu(moving.image, self.moving_grid, settings).to(device)
         self.distance = distance(image, self.grid, settings)
+        self.sampled = None
+        if settings.similarity == "local correlation" and applies(self.mask, self.moving):
+            to_moving = index_map(self.grid, self.moving_grid, affine)
+            self.sampled = SampledCorrelation(image, self.mask, self.moving, to_moving, settings.noise_hu)
 
     def minimise(
         self,
@@ -259,6 +265,8 @@ class _Level:
 
     def _distance(self, displacement: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, ""]:
         """D on the voxels around the lungs that the moving field of view covers."""
+        if self.sampled is not None:
+            return self.sampled(displacement)
         fine = doubled(displacement)
         index = moving_index(self.grid, self.moving_grid, fine, self.affine, fine)
         valid = inside(index.detach(), self.moving_grid.shape)[:, None]
