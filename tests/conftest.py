@@ -1,15 +1,23 @@
-"""What several test files share: a small pair of scans, and weights for it."""
+"""What several test files share: a small pair of scans, weights for it, and how hypothesis draws."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from algorithm.network import Cascade, CascadeSettings
 from algorithm.weights import save_cascade
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
+
+# How long a draw takes says nothing of the code under test, and is not the same on two machines.
+settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "same", settings.get_profile("explore"), max_examples=100, derandomize=True, database=None, print_blob=False
+)
+settings.load_profile("same")
 
 
 @pytest.fixture

@@ -1,14 +1,25 @@
 """Hypothesis strategies that all tests share: grids of every kind that a scanner, or a converter, can produce."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from jaxtyping import Float
 from torch import Tensor
 
 from algorithm.geometry import Grid, Matrix
+
+
+def examples(number: int, suppress: Sequence[HealthCheck] = ()) -> settings:
+    """The settings of a property: so many examples, or as many as the mode with new draws has (`tests.conftest`)."""
+    profile = settings()
+    if settings.get_current_profile_name() == "explore":
+        number = profile.max_examples
+    return settings(max_examples=number, suppress_health_check=[*profile.suppress_health_check, *suppress])
+
 
 SIGNED_PERMUTATIONS = [
     np.eye(3)[:, list(axes)] * np.array(signs)

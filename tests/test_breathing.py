@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.geometry import Grid, jacobian_determinant, linear_index_map, resample, warp
 from algorithm.network import AIR_HU
+from tests.strategies import examples
 from training import breathing
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned, simulate
 from training.pairs import TrainingPair
@@ -20,7 +21,7 @@ from training.random_motion import MotionSettings, draw_motion
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=8)
+PROPERTY = examples(8)
 GRID = Grid((36, 32, 40), spacing=(7.0, 7.5, 6.0), origin=(-120.0, -110.0, 50.0))
 QUIET = BreathingSettings(noise_hu=0.0, offset_hu=0.0, truncation=0.0)
 HELD = replace(BREATH_HOLD, noise_hu=0.0, offset_hu=0.0, truncation=0.0)

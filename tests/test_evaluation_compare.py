@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
@@ -24,6 +24,7 @@ from evaluation.compare import (
     write_pictures,
 )
 from evaluation.errors import InputError
+from tests.strategies import examples
 
 
 def write(folder: Path, results: list[dict[str, Any]]) -> Path:
@@ -67,7 +68,7 @@ def test_which_way_is_better() -> None:
 
 
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=7))
-@settings(deadline=None, max_examples=20)
+@examples(20)
 def test_against_enumeration_with_ties_and_zeros(differences: list[int]) -> None:
     gains = np.array(differences, float) / 10  # 0.1 + 0.2 must tie with 0.3
     base = np.full(len(gains), 0.7)
@@ -100,7 +101,7 @@ def test_many_cases_are_tested_as_scipy_tests_them() -> None:
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=20))
-@settings(deadline=None, max_examples=15)
+@examples(15)
 def test_swapping_the_two_swaps_the_answers(values: list[float]) -> None:
     first, second = np.array(values), np.array(values[::-1])
     one, other = paired_test(first, second, False), paired_test(second, first, False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,11 +16,11 @@ from algorithm import folding
 from algorithm.determinant import DeterminantStatistics, checked
 from algorithm.folding import UnfoldSettings, smallest_determinant, unfold
 from algorithm.geometry import Grid, jacobian_determinant, resample, world_displacement
-from tests.strategies import as_matrix, generators, grids, smooth_field
+from tests.strategies import as_matrix, examples, generators, grids, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=12)
+PROPERTY = examples(12)
 ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
 OBLIQUE = Grid((22, 20, 24), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
 
@@ -300,7 +300,7 @@ def test_central_differences_miss_the_checkerboard() -> None:
     assert float(jacobian_determinant(resample(field, OBLIQUE, finer), finer).min()) < 0
 
 
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(grid=grids(2, 12), generator=generators(), amplitude=st.floats(-2, 3))
 def test_any_field_ends_unfolded(grid: Grid, generator: torch.Generator, amplitude: float) -> None:
     field = 10**amplitude * torch.randn(1, 3, *grid.shape, generator=generator)

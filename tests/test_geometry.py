@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
@@ -36,11 +36,11 @@ from algorithm.geometry import (
     with_affine,
     world_displacement,
 )
-from tests.strategies import as_matrix, generators, grids, numbers, rotations, smooth_field
+from tests.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=20)
+PROPERTY = examples(20)
 FILL = -1000.0
 OBLIQUE = Grid(
     size=(9, 8, 7),

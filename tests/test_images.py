@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -30,9 +30,9 @@ from algorithm.images import (
     write_image,
     write_image_slabs,
 )
-from tests.strategies import SIGNED_PERMUTATIONS, as_matrix, generators, grids, smooth_field
+from tests.strategies import SIGNED_PERMUTATIONS, as_matrix, examples, generators, grids, smooth_field
 
-few = settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.differing_executors])
+few = examples(15, suppress=[HealthCheck.differing_executors])
 scan_grids = grids(min_size=16, max_size=19, min_spacing=1.9)
 layouts = pytest.mark.parametrize("layout", ["itk", "grand-challenge"])
 SCAN = Grid((17, 16, 18), (2.0, 2.5, 3.0), (-10.0, 20.0, 5.0))
@@ -111,7 +111,7 @@ def test_written_fields_read_back_identical(folder, grid, generator, thickness):
         np.testing.assert_allclose(read_grid.axes, grid.axes, atol=1e-9)
 
 
-@settings(few, max_examples=30)
+@examples(30, suppress=[HealthCheck.differing_executors])
 @given(grids(8, 13), grids(8, 13), generators())
 def test_written_field_warps_in_sitk_as_geometry_warps(folder, grid, moving_grid, generator):
     centre = grid.to_world((np.array(grid.size) - 1) / 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from algorithm.intensities import in_hounsfield_units
 from algorithm.prepare import subject
 from phantom.pair import PhantomPair
 from tests.running import call_main, pair_options, results, warped_image
+from tests.strategies import examples
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 REAL = sorted(
@@ -93,7 +94,7 @@ def test_hounsfield_units_stay(scan: Image, kind: str) -> None:
     assert in_hounsfield_units(image) is image
 
 
-@settings(deadline=None, max_examples=15)
+@examples(15)
 @given(st.integers(-24, 24), st.floats(0.9, 1.1), st.floats(-950.0, -500.0), st.sampled_from([-1024, -1000, -3024]))
 def test_chests_of_any_density_stay(scan: Image, shift: int, scale: float, lung_hu: float, least: int) -> None:
     """A scanner that is badly calibrated, any depth of breath."""

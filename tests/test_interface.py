@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.errors import InputError
@@ -20,6 +20,7 @@ from algorithm.interface import (
     sole_image,
     write_results,
 )
+from tests.strategies import examples
 
 
 def touch(root: Path, *names: str) -> None:
@@ -99,7 +100,7 @@ def test_bad_inputs_json(tmp_path, content, says):
     assert says in refusal(tmp_path)
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.just("fixed-image"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from algorithm.geometry import Affine, Size, displacement_at
@@ -18,12 +18,9 @@ from benchmarks.invariance import Change, carried, cut, moved, padded, same, sho
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.running import call_main, pair_options, results
+from tests.strategies import examples
 
-few = settings(
-    deadline=None,
-    max_examples=3,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
-)
+few = examples(3, suppress=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
 FAR_MM = (5000.0, -12000.0, 800.0)
 AWAY_MM = (-3000.0, 700.0, 9000.0)
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Grid
+from tests.strategies import examples
 from tests.test_breathing import two_lungs
 from tests.test_pairs import made_scan, scan_files
 from training import motion
@@ -40,7 +41,7 @@ def affine_motion(points: np.ndarray, seed: int) -> np.ndarray:
 
 
 @given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=8)
+@examples(8)
 def test_of_an_affine_motion_nothing_is_left(seed: int) -> None:
     points = cloud(seed, 200)
     for vectors in (affine_motion(points, seed), np.zeros_like(points)):
@@ -56,7 +57,7 @@ def test_few_points_always_move_by_an_affine_map(number: int) -> None:
 
 
 @given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=5)
+@examples(5)
 def test_an_affine_part_changes_nothing(seed: int) -> None:
     points = cloud(seed)
     vectors = 3 * np.sin(points / 9)

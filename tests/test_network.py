@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,11 +23,11 @@ from algorithm.geometry import (
     world_displacement,
 )
 from algorithm.network import Cascade, CascadeSettings, UNet, downsample, downsample_by, normalise
-from tests.strategies import as_matrix, generators, grids, rotations
+from tests.strategies import as_matrix, examples, generators, grids, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=10)
+PROPERTY = examples(10)
 TINY = CascadeSettings(features=(4, 8), factors=(2, 1), network_size=(16, 12, 20))
 OBLIQUE: Matrix = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
 

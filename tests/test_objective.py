@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -25,11 +25,11 @@ from algorithm.objective import (
 )
 from algorithm.objective.local_correlation import local_correlation_distance
 from algorithm.objective.mind import mind_distance, mind_ssc
-from tests.strategies import as_matrix, generators, rotations
+from tests.strategies import as_matrix, examples, generators, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=15)
+PROPERTY = examples(15)
 GRID = Grid(
     size=(7, 6, 5),
     spacing=(0.7, 1.1, 2.5),

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,9 +23,9 @@ from algorithm.objective import (
 )
 from algorithm.objective.curvature import laplacian
 from algorithm.objective.ngf import gradient
-from tests.strategies import generators, grids
+from tests.strategies import examples, generators, grids
 
-PROPERTY = settings(deadline=None, max_examples=20)
+PROPERTY = examples(20)
 OBLIQUE = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
 GRID = Grid(size=(9, 8, 7), spacing=(0.7, 1.1, 2.5), origin=(-120.0, 33.0, 410.0), direction=OBLIQUE)
 INTERIOR = (..., slice(1, -1), slice(1, -1), slice(1, -1))

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from algorithm.network import UNet
+from tests.strategies import examples
 from training.optimiser import WARM_UP, Optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def rate(step: int, steps: int = STEPS) -> float:
 
 
 @given(st.integers(0, 2**31))
-@settings(deadline=None, max_examples=3)
+@examples(3)
 def test_kernels_move_by_the_nearest_orthogonal_matrix_of_the_nesterov_momentum(seed: int) -> None:
     """With momentum b ← 0.95 b + 0.05 g: -0.2 · rate · √max(rows, columns) · U Vᵀ, where U S Vᵀ = 0.05 g + 0.95 b.
 

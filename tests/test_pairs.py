@@ -9,14 +9,14 @@ from typing import Any, BinaryIO
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.geometry import Grid, displacement_at, resample, warp
 from algorithm.network import WINDOW_HU, downsample
-from tests.strategies import as_matrix, grids, smooth_field
+from tests.strategies import as_matrix, examples, grids, smooth_field
 from tests.test_breathing import two_lungs
 from training import bank
 from training.bank import write_bank
@@ -27,7 +27,7 @@ from training.train import drawn_pair, kind_of_breathing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROPERTY = settings(deadline=None, max_examples=10)
+PROPERTY = examples(10)
 HALF_STEP_HU = (WINDOW_HU[1] - WINDOW_HU[0]) / 255 / 2
 TENSORS = ("fixed", "moving", "fixed_lungs", "moving_lungs", "displacement", "backward")
 GRIDS = ("grid", "moving_grid", "displacement_grid")

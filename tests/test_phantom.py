@@ -11,7 +11,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,6 +23,7 @@ from phantom.__main__ import main
 from phantom.forms import FORMS, write_input
 from phantom.motion import Breathing
 from phantom.trees import Branches, Tubes, grow_tree
+from tests.strategies import examples
 
 MEDIUM = PhantomSettings(fixed_grid=chest_grid((100, 79, 93)), noise_hu=0.0)
 SMALL = PhantomSettings(fixed_grid=chest_grid((40, 32, 38)), noise_hu=0.0, detail_mm=1.0)
@@ -163,7 +164,7 @@ def test_directions_are_each_other_s_inverse(pair: PhantomPair, swapped: Phantom
     assert both.norm(dim=1, keepdim=True)[eroded(pair.fixed_lobes > 0, 2)].max() < 0.25  # trilinear
 
 
-@settings(deadline=None, max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**32), diaphragm=st.floats(0, 35), detail=st.floats(0, 3))
 def test_breathing_is_inverted_exactly(seed: int, diaphragm: float, detail: float) -> None:
     breathing = Breathing(diaphragm, 6.0, 3.0, 3.0, detail, seed)
@@ -182,7 +183,7 @@ def test_no_amplitude_is_no_motion() -> None:
     torch.testing.assert_close(still.moving, still.fixed)
 
 
-@settings(deadline=None, max_examples=5)
+@examples(5)
 @given(st.integers(0, 2**32))
 def test_depths_are_distances_near_the_surface(seed: int) -> None:
     """|∇depth| ≈ 1 where depth ≈ 0, by automatic differentiation."""

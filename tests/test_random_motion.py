@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.geometry import Affine, compose, jacobian_determinant
+from tests.strategies import examples
 from tests.test_breathing import GRID, LUNGS, PROPERTY, SEEDS, positions
 from training import random_motion
 from training.breathing import AT_REST, BREATH_HOLD
@@ -186,7 +187,7 @@ def test_detail_has_the_stated_deviation() -> None:
 
 
 @given(st.integers(2, 60), st.floats(0.7, 40.0))
-@settings(deadline=None, max_examples=40)
+@examples(40)
 def test_b_splines_sum_to_one_and_reproduce_straight_lines(size: int, knot_spacing: float) -> None:
     basis = bspline_basis(size, knot_spacing).double()
     torch.testing.assert_close(basis.sum(dim=1), torch.ones(size).double(), atol=1e-5, rtol=0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
@@ -27,9 +27,9 @@ from tests.running import (
     results,
     warped_image,
 )
-from tests.strategies import as_matrix, generators, grids, numbers, rotations, smooth_field
+from tests.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
 
-few = settings(deadline=None, max_examples=15)
+few = examples(15)
 MIRRORED = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, -1.0))
 
 

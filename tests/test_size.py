@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from algorithm.transform import Transform
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
 from tests.running import results
-from tests.strategies import generators, grids, numbers, rotations
+from tests.strategies import examples, generators, grids, numbers, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GB = 10**9
@@ -87,7 +87,7 @@ def noise(grid: Grid, generator: torch.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-@settings(deadline=None, max_examples=25)
+@examples(25)
 @given(data=st.data(), generator=generators(), most=st.sampled_from([1, 300, 2**24]))
 def test_in_parts_or_axis_by_axis_it_is_the_definition(
     turned: bool, data: st.DataObject, generator: torch.Generator, most: int
