@@ -79,10 +79,14 @@ AFFINE = Affine.from_arrays(
 )
 
 
+def noise() -> Tensor:
+    """A scan on `OUTPUT`, -900 to -501 HU."""
+    return torch.randint(-900, -500, (1, 1, *OUTPUT.shape), generator=torch.Generator().manual_seed(1)).short()
+
+
 def delivered(folder: Path, transform: Transform, field_grid: FieldGrid, layout: Layout = "itk") -> Path:
     """The results of a registration of two scans on `OUTPUT`."""
-    noise = torch.randint(-900, -500, (1, 1, *OUTPUT.shape), generator=torch.Generator().manual_seed(1))
-    subject = Subject(Image(noise.short(), OUTPUT, folder), LUNGS)
+    subject = Subject(Image(noise(), OUTPUT, folder), LUNGS)
     report = Report()
     deliver(prepare_outputs(folder, "a"), OUTPUT, transform, subject, subject, layout, report, field_grid)
     return folder
@@ -117,6 +121,33 @@ def within_outermost_centres(grid: Grid, small: Grid) -> np.ndarray:
     cells = small.cropped((0, 0, 0), (small.size[0] - 1, small.size[1] - 1, small.size[2] - 1))
     middles = Grid(cells.size, small.spacing, tuple(small.to_world(np.full(3, 0.5)).tolist()), small.direction)
     return validity(torch.zeros(1, 3, *grid.shape, dtype=torch.float64), grid, middles)[0, 0].numpy()
+
+
+def sitk_image(array: np.ndarray, vector: bool = False) -> sitk.Image:
+    """On `OUTPUT`."""
+    image = sitk.GetImageFromArray(array, isVector=vector)
+    image.SetSpacing(OUTPUT.spacing)
+    image.SetOrigin(OUTPUT.origin)
+    image.SetDirection(np.ravel(OUTPUT.direction).tolist())
+    return image
+
+
+def test_the_warped_image_is_that_of_the_written_field_also_after_a_repair(tmp_path: Path) -> None:
+    """SimpleITK resamples the moving image by the field in the file; where that leads outside it, there is air."""
+    transform = Transform(spikes(), COARSE, Affine.from_arrays(np.eye(3) * 1.1, np.array([3.0, 2.0, -9.0])))
+    folder = delivered(tmp_path, transform, "fixed")
+    field, _ = read_field(next((folder / "images" / "displacement-field").glob("*.mha")))
+    assert (field - transform.field(OUTPUT)).abs().max() > 1  # it was repaired
+    warped = read_image(next((folder / "images" / "warped-moving").glob("*.mha"))).voxels[0, 0].numpy()
+    vectors = sitk_image(field[0].permute(1, 2, 3, 0).double().contiguous().numpy(), vector=True)
+    moving = sitk_image(noise()[0, 0].numpy())
+    air = -1000.0
+    transform_ = sitk.DisplacementFieldTransform(vectors)
+    expected = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform_, sitk.sitkLinear, air, sitk.sitkFloat32))
+    assert 0.05 < (expected == air).mean() < 0.5
+    np.testing.assert_array_equal(warped == air, expected == air)
+    assert np.percentile(np.abs(warped - expected), 99.9) < 1
+    assert np.abs(warped - expected).max() < 3
 
 
 def test_the_warped_image_does_not_depend_on_the_grid_of_the_field(tmp_path: Path) -> None:

@@ -290,6 +290,31 @@ def test_no_folding_is_left(name: str) -> None:
     assert none == 0
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_folds_beyond_one_end_of_one_axis_are_found_and_repaired(axis: int, last: bool) -> None:
+    """A twist about the middle of one face, by 120° and less and less away from it, which keeps all volumes.
+
+    Beyond that face the field goes on with its border values: there, and only there, it folds.
+    """
+    size, radius = [6, 6, 6], 15.0
+    along, across = axis, (axis + 1) % 3
+    size[along], size[across] = 18, 34
+    grid = Grid((size[0], size[1], size[2]), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
+    index = list(indices(grid))
+    p, q = index[across] - (size[across] - 1) / 2, index[along] - (size[along] - 1) * last
+    angle = math.radians(120) * (1 - ((p**2 + q**2) / radius**2).clamp(max=1)) ** 2
+    components: list[Tensor | float] = [0.0, 0.0, 0.0]
+    components[across] = torch.cos(angle) * p - torch.sin(angle) * q - p
+    components[along] = torch.sin(angle) * p + torch.cos(angle) * q - q
+    field, around = in_voxels(grid, *components), grid.padded(2)
+    assert float(jacobian_determinant(field, grid).min()) > 0.8
+    assert float(jacobian_determinant(resample(field, grid, around), around).min()) < -0.4
+    assert smallest_determinant(field, grid) < -0.4
+    repaired, _ = unfold(field, grid)
+    assert float(jacobian_determinant(resample(repaired, grid, around), around).min()) > 0
+
+
 def test_central_differences_miss_the_checkerboard() -> None:
     """Hence the other schemes, and the finer grids on which it shows."""
     field = folded_fields()["checkerboard"]

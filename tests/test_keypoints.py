@@ -27,6 +27,7 @@ from algorithm.keypoints.match import (
     lower_envelope,
     nearest,
     patch_costs,
+    search,
     search_margin,
 )
 from algorithm.objective.mind import mind_ssc
@@ -249,6 +250,25 @@ def test_keypoints_do_not_depend_on_the_storage_order_nor_on_the_position_of_the
     )
     torch.testing.assert_close(turned.fixed_mm, plain.fixed_mm @ torch.tensor(turn.T).float(), atol=1e-3, rtol=0)
     torch.testing.assert_close(turned.moving_mm, plain.moving_mm @ torch.tensor(turn.T).float(), atol=2e-2, rtol=0)
+
+
+def test_the_offset_is_the_mean_of_both_directions_and_better_than_one() -> None:
+    field = smooth_field(GRID, 2.5, torch.Generator().manual_seed(3))
+    around = GRID.padded(4)
+    noise = 40 * torch.randn(1, 1, *GRID.shape, generator=torch.Generator().manual_seed(4))
+    warped = texture(around)
+    fixed = warp(warped, around, field, GRID) + noise
+    points = distinctive_points(fixed, lungs(GRID), GRID)
+    offset, keep = match(fixed, warped, GRID, points, SETTINGS)
+
+    here, there = features(fixed, None, (0, 0, 0)), features(warped, None, (4, 4, 4))
+    neighbours = nearest(points * torch.tensor(GRID.spacing), SETTINGS.neighbours)
+    steps, forward = search(here, there, points, neighbours, GRID.spacing, SETTINGS)
+    _, backward = search(there, here, points + steps, neighbours, GRID.spacing, SETTINGS)
+    axes = torch.tensor(GRID.axes, dtype=torch.float32)
+    torch.testing.assert_close(offset, (forward - backward) / 2 @ axes.T)
+    both, one = (residuals(points, found, field)[keep].mean() for found in (offset, forward @ axes.T))
+    assert both < 0.95 * one
 
 
 def test_most_matches_in_a_foreign_image_are_dropped() -> None:

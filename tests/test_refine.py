@@ -18,6 +18,7 @@ from algorithm.refine import (
     Refined,
     RefineSettings,
     Similarity,
+    _Level,
     dilated,
     distance,
     for_lungs,
@@ -206,6 +207,44 @@ def test_what_the_moving_image_does_not_show_does_not_pull(both: bool) -> None:
     assert error[lower].mean() < 0.5
     assert torch.isfinite(result.displacement).all()
     assert error[ball(GRID)].max() < 8  # nothing runs away where there is no image
+
+
+def test_the_images_count_where_both_are_seen() -> None:
+    """Lungs everywhere, but the fixed image lacks the lowest slices and the moving one a side: D is taken on the rest.
+
+    Of the fixed image also not next to its end, where the filling makes an edge. By hand, position for position.
+    """
+    everywhere = LungMask(torch.ones(1, 1, *GRID.shape, dtype=torch.bool), GRID)
+    above, left = GRID.cropped((0, 0, 9), (32, 28, 21)), GRID.cropped((0, 0, 0), (20, 28, 30))
+    fixed = Subject(Image(texture(above), above, NOWHERE), everywhere)
+    moving = Subject(Image(texture(left), left, NOWHERE), everywhere)
+    level = _Level(fixed, moving, Affine(offset=(2.0, 0.0, 0.0)), 2.0, QUICK, torch.device("cpu"))
+    used: list[Tensor] = []
+
+    def keep_mask(warped: Tensor, mask: Tensor) -> Tensor:
+        used.append(mask)
+        return warped.sum()
+
+    level.distance = keep_mask
+    u_mm = (6.5, -1.0, 3.0)
+    level._distance(torch.tensor(u_mm).reshape(1, 3, 1, 1, 1).expand(1, 3, *level.grid.coarsened().shape))
+
+    z, y, x = np.meshgrid(*(np.arange(n) for n in level.grid.shape), indexing="ij")
+    index = np.stack([x, y, z], axis=-1)
+
+    def seen(grid: Grid, points_mm: np.ndarray) -> np.ndarray:
+        position = grid.to_index(points_mm)
+        inside: np.ndarray = ((position >= -0.5) & (position < np.array(grid.size) - 0.5)).all(axis=-1)
+        return inside
+
+    around = [level.grid.to_world(index + np.array(step) - 1) for step in np.ndindex(3, 3, 3)]
+    of_fixed = np.all([seen(above, points) for points in around], axis=0)
+    of_moving = seen(left, level.grid.to_world(index) + u_mm + np.array([2.0, 0.0, 0.0]))
+    lungs = np.all([seen(GRID, points) for points in around], axis=0)  # and a voxel farther in
+    assert (
+        min((lungs & part).sum() for part in (of_fixed & of_moving, ~of_fixed & of_moving, of_fixed & ~of_moving)) > 500
+    )
+    np.testing.assert_array_equal(used[0][0, 0].numpy()[lungs], (of_fixed & of_moving)[lungs])
 
 
 @pytest.mark.parametrize("similarity", ["local correlation", "ngf", "mind"])
