@@ -1,10 +1,12 @@
 """Does a registration's output hold what it held when the expectation was stored?
 
-    python -m tests.golden_check OUTPUT EXAMPLE
+    python -m tests.golden_check OUTPUT EXAMPLE [off]
 
-OUTPUT is what the algorithm wrote, by command line or container, for the phantom pair in EXAMPLE. Only SimpleITK and
-the written files are used, as any user would: the landmark error through the written field, the warped image against
-`sitk.Resample`, and the entries of results.json. The expected numbers stand in golden/expectation.json.
+OUTPUT, of ``--refine full`` or off, is what the algorithm wrote, by command line or container, for the phantom pair in
+EXAMPLE. Only SimpleITK and the written files are used, as any user would: the landmark error through the written field,
+the warped image against `sitk.Resample`, and the entries of results.json. The expected numbers stand in
+golden/expectation.json; those of ``--refine off`` hold to 0.02 mm, four times the difference between processors that
+compute in bfloat16 and those that do not.
 """
 
 import json
@@ -64,13 +66,18 @@ def check_warped(
     assert difference_hu <= most_hu, f"warped image and field differ by {difference_hu} HU, expected {most_hu} at most"
 
 
-def check(output: Path, example: Path) -> float:
-    """Raises AssertionError where `output` is not as expected. Returns the mean landmark error in mm."""
+def check(output: Path, example: Path, refine: str = "full") -> float:
+    """Raises AssertionError where `output`, of ``--refine`` full or off, is not as expected.
+
+    Returns the mean landmark error in mm.
+    """
     expected = json.loads(EXPECTATION.read_text())
     fixed, moving = (sitk.ReadImage(str(example / f"{name}.mha"), sitk.sitkFloat32) for name in ("fixed", "moving"))
-    tre = expected["tre_mm"]
+    tre = expected["tre_mm"][refine]
     before_mm = landmark_errors_mm(sitk.Transform(3, sitk.sitkIdentity), example).mean()
-    assert abs(before_mm - tre["before"]) < 0.01, f"this is another pair: {before_mm:.3f} mm, expected {tre['before']}"
+    assert abs(before_mm - expected["before_mm"]) < 0.01, (
+        f"this is another pair: {before_mm:.3f} mm, expected {expected['before_mm']}"
+    )
 
     transform = read_transform(output / "images" / "displacement-field", fixed)
     mean_mm = float(landmark_errors_mm(transform, example).mean())
@@ -87,4 +94,6 @@ def check(output: Path, example: Path) -> float:
 
 
 if __name__ == "__main__":
-    print(f"golden_check: landmark error {check(Path(sys.argv[1]), Path(sys.argv[2])):.3f} mm, as expected")
+    print(
+        f"golden_check: landmark error {check(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:]):.3f} mm, as expected"
+    )

@@ -22,10 +22,16 @@ def run(*arguments: object) -> None:
     assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
 
 
-def test_bundled_weights_register_the_phantom_as_they_did(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("example")
+    run("phantom", folder, "--size", 48, 48, 48)
+    return folder
+
+
+@pytest.mark.parametrize("refine", ["off", "full"])
+def test_bundled_weights_register_the_phantom_as_they_did(tmp_path: Path, example: Path, refine: str) -> None:
     if not (BUNDLED / MANIFEST).exists():
         pytest.fail(f"weights/{MANIFEST} is missing: the repository comes with trained weights, here are none")
-    example, output = tmp_path / "example", tmp_path / "output"
-    run("phantom", example, "--size", 48, 48, 48)
-    run("algorithm", f"--input={example}", f"--output={output}", "--device=cpu")
-    check(output, example)
+    run("algorithm", f"--input={example}", f"--output={tmp_path}", "--device=cpu", f"--refine={refine}")
+    check(tmp_path, example, refine)
