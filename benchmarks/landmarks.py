@@ -1,6 +1,6 @@
 """Landmark errors of whole runs of the algorithm, from the written fields.
 
-    python -m benchmarks.landmarks OUT PAIR... [--method algorithm|ruehaak] [-- OPTIONS OF python -m algorithm]
+    python -m benchmarks.landmarks OUT PAIR... [--method algorithm|ruehaak|refinement] [-- OPTIONS OF THE METHOD]
     python -m benchmarks.landmarks OUT PAIR... --method greedy|convexadam --python PEERS/bin/python
 
 PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv and moving_landmarks.csv (x, y, z in LPS mm, or 3D
@@ -25,6 +25,7 @@ import SimpleITK as sitk
 from algorithm.geometry import Affine
 from evaluation.landmarks import find_landmarks, read_landmarks
 
+BASELINES = ("ruehaak", "refinement")
 PEERS = ("greedy", "convexadam")
 FIELD = Path("images") / "displacement-field"
 
@@ -45,8 +46,8 @@ def through_written_field(output: Path, points_mm: np.ndarray) -> np.ndarray:
 def command(method: str, pair: Path, output: Path, options: list[str], python: str = sys.executable) -> list[str]:
     """What runs one pair."""
     fixed, moving = str(pair / "fixed.mha"), str(pair / "moving.mha")
-    if method == "ruehaak":
-        return [python, "-m", "baselines.ruehaak", fixed, moving, str(output), *options]
+    if method in BASELINES:
+        return [python, "-m", "baselines.ruehaak", fixed, moving, str(output), f"--method={method}", *options]
     if method in PEERS:
         return [python, "-m", "benchmarks.peers", method, fixed, moving, str(output / FIELD / "fixed.mha")]
     files = [f"--fixed={fixed}", f"--moving={moving}", f"--output={output}", "--field-layout=itk"]
@@ -101,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("pairs", type=Path, nargs="+")
-    parser.add_argument("--method", choices=("algorithm", "ruehaak", *PEERS), default="algorithm")
+    parser.add_argument("--method", choices=("algorithm", *BASELINES, *PEERS), default="algorithm")
     parser.add_argument(
         "--python", default=sys.executable, help="interpreter of the environment of greedy or convexadam"
     )
