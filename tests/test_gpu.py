@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from algorithm.network import CascadeSettings
+from algorithm.prepare import prepare
 from algorithm.weights import load_cascade
 from baselines import ruehaak
 from tests.pretended_gpu import DeviceError, pretended_gpu
-from tests.running import call_main, field_array, pair_options, results
+from tests.running import COARSE, call_main, field_array, pair_options, results
 from training import data, train
 from training.settings import TrainSettings
 
@@ -74,6 +75,7 @@ def test_a_whole_run(
 def test_keypoints_and_the_conventional_method(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = replace(ruehaak.CONVENTIONAL, spacing_mm=(16.0,), steps=(5,), weights=ruehaak.CONVENTIONAL.weights[:1])
     monkeypatch.setattr(ruehaak, "CONVENTIONAL", coarse)
+    monkeypatch.setattr(ruehaak, "prepare", partial(prepare, settings=COARSE))
     for device in ("cpu", "cuda"):
         files = (example / "fixed.mha", example / "moving.mha", tmp_path / device)
         monkeypatch.setattr(sys, "argv", ["ruehaak", *map(str, files), f"--device={device}"])

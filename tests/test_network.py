@@ -280,6 +280,28 @@ def test_the_cascade_is_the_formula_of_its_docstring() -> None:
     assert found.norm(dim=1).mean() > 0.5
 
 
+def test_a_level_is_applied_again_until_it_adds_little() -> None:
+    """The first one, of a voxel of 2 mm at a time, as often as it may; the second, of 0.05 voxels, once of twice."""
+    grid = Grid(TINY.network_size)
+    cascade = Cascade(replace(TINY, applications=(3, 2)))
+    calls = []
+
+    def constant(level: int, x_vox: float) -> Callable[[Tensor], Tensor]:
+        def predict(pair: Tensor) -> Tensor:
+            calls.append(level)
+            return torch.tensor([x_vox, 0.0, 0.0]).reshape(1, 3, 1, 1, 1).expand(1, 3, *pair.shape[2:])
+
+        return predict
+
+    for level, x_vox in enumerate((1.0, 0.05)):
+        cascade.levels[level].forward = constant(level, x_vox)
+    image = torch.zeros(1, 1, *grid.shape)
+    field, field_grid = cascade(image, grid, image, grid)
+    assert calls == [0, 0, 0, 1] and field_grid == grid
+    expected = torch.tensor([3 * 2 + 0.05, 0.0, 0.0]).reshape(1, 3, 1, 1, 1).expand_as(field)
+    torch.testing.assert_close(field, expected, atol=1e-4, rtol=0)
+
+
 def test_images_that_already_are_coarse() -> None:
     cascade = lively(CascadeSettings((4, 8), (4, 2, 1), (32, 24, 16)))
     grid = Grid((32, 24, 16), (1.0, 1.5, 2.0), direction=OBLIQUE)

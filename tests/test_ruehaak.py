@@ -2,20 +2,23 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 
+from algorithm.prepare import prepare
 from baselines import ruehaak
 from benchmarks import landmarks
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
 from tests.golden_check import landmark_errors_mm, read_transform
-from tests.running import files_below, prealignment_errors_mm, results
+from tests.running import COARSE, files_below, prealignment_errors_mm, results
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(ruehaak, "prepare", partial(prepare, settings=COARSE))
     monkeypatch.setattr(sys, "argv", ["ruehaak", *map(str, arguments), "--device=cpu"])
     return ruehaak.main()
 
