@@ -296,7 +296,7 @@ def test_surfaces_against_brute_force_and_symmetry(grid: Grid, seed: int) -> Non
     assert (result.asd_mm, result.hd_mm, result.hd95_mm) == pytest.approx(brute_force(x, y, grid.axes), abs=1e-9)
     back = distances(y, x, grid.axes)
     assert (result.asd_mm, result.hd_mm, result.hd95_mm) == pytest.approx((back.asd_mm, back.hd_mm, back.hd95_mm))
-    assert 0 <= result.asd_mm <= result.hd_mm
+    assert 0 <= result.asd_mm <= result.hd_mm * (1 + 1e-12)  # a mean of equal numbers may be a hair above them
     assert result.hd95_mm <= result.hd_mm
     assert distances(x, x, grid.axes) == SurfaceDistances(0.0, 0.0, 0.0)
 

@@ -161,7 +161,9 @@ def test_downsample_is_the_binomial_filter(grid: Grid, generator: torch.Generato
 def test_downsampling_belongs_to_the_coarsened_grid(grid: Grid, generator: torch.Generator, factor: int) -> None:
     x, y, z = (factor * n for n in grid.size)
     fine = replace(grid, size=(x, y, z))
-    slope = torch.randn(1, 3, generator=generator, dtype=torch.float64).numpy()
+    # 1 to 2 along every index axis, so that half a voxel makes a difference
+    along_axes = 1 + torch.rand(1, 3, generator=generator, dtype=torch.float64).numpy()
+    slope = along_axes @ np.array(grid.direction).T
     ramp, coarse = (linear(g, slope, -slope @ grid.origin) for g in (fine, fine.coarsened(factor)))
     inner = (..., *[slice(1, -1)] * 3)
     torch.testing.assert_close(downsample_by(ramp, factor)[inner], coarse[inner], atol=1e-3, rtol=0)
