@@ -45,6 +45,6 @@ ENTRYPOINT ["python", "-m", "algorithm"]
 FROM common AS api-invoke
 LABEL org.grand-challenge.api-method=invoke
 EXPOSE 4743
-ENTRYPOINT ["python", "-m", "algorithm", "serve"]
+ENTRYPOINT ["python", "-m", "algorithm", "serve", "--host", "0.0.0.0"]
 
 FROM api-$API_METHOD

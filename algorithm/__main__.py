@@ -8,7 +8,7 @@ import sys
 from algorithm.deliver import deliver
 from algorithm.errors import exit_code, stopped_by_signals
 from algorithm.images import read_image
-from algorithm.interface import field_layout, image_name, prepare_outputs
+from algorithm.interface import field_layout, image_name, prepare_outputs, withdraw
 from algorithm.options import Options, parse, parse_serve
 from algorithm.prepare import subject
 from algorithm.register import choose_device, register
@@ -21,7 +21,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
     """One case, from files to files."""
     report = Report()
     inputs = options.inputs()
-    outputs = prepare_outputs(options.output, image_name(inputs.fixed))
+    outputs = prepare_outputs(options.output, image_name(inputs.fixed), inputs.paths())
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 
@@ -41,15 +41,21 @@ def run_once() -> None:
     """The case of the command line."""
     options = parse()
     with stopped_by_signals():
+        withdraw(options.output, options.on_platform(), options.sources())
         run(options, load_cascade(find_weights(options.weights)))
 
 
 def run_on_request() -> None:
     """Cases from the same folder, refilled in between; the model is loaded once."""
-    options, port = parse_serve(sys.argv[2:])
+    options, port, host = parse_serve(sys.argv[2:])
     weights = load_cascade(find_weights(options.weights))
-    weights.cascade.to(choose_device(options.device, Report()))
-    serve(lambda: run(options, weights), port)
+    choose_device(options.device, Report())  # a GPU is woken up before the first case
+
+    def case() -> None:
+        withdraw(options.output, True, options.sources())
+        run(options, weights)
+
+    serve(case, port, host)
 
 
 def main() -> int:

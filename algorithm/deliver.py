@@ -8,7 +8,7 @@ from algorithm.determinant import DeterminantStatistics, checked
 from algorithm.folding import unfold
 from algorithm.geometry import Grid
 from algorithm.images import Layout, write_field, write_image_slabs
-from algorithm.interface import Outputs, sole_image, sole_writer, write_results
+from algorithm.interface import Outputs, result_mark, sole_image, sole_writer, write_results
 from algorithm.lungs import LungMask
 from algorithm.prepare import Subject
 from algorithm.report import Report
@@ -46,12 +46,14 @@ def deliver(
     The field is checked for folding on the grid that it is written on.
     """
     with sole_writer(outputs.results.parent):
+        outputs.check()  # again: something may have come in the meantime
         outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
-        with report.timed("write field"), sole_image(outputs.displacement_field) as path:
+        with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
             transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)
-        with report.timed("write warped"), sole_image(outputs.warped_moving) as path:
-            write_image_slabs(path, grid, transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype)
+        with report.timed("write warped"), sole_image(outputs.warped_moving, outputs.inputs) as path:
+            warped, dtype = transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype
+            write_image_slabs(path, grid, warped, dtype, result_mark(path))
         write_results(outputs.results, report.to_dict())
     log.info("done: %s", outputs.displacement_field)
 
@@ -68,7 +70,7 @@ def write_unfolded(
     for attempt in range(ATTEMPTS):
         statistics = DeterminantStatistics()
         slabs = checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics)
-        write_field(path, grid, slabs, layout)
+        write_field(path, grid, slabs, layout, result_mark(path))
         if statistics.fine or attempt == ATTEMPTS - 1:
             break
         repaired, changed = unfold(

@@ -442,21 +442,26 @@ def write_image(path: Path, voxels: Shaped[Tensor, "1 1 z y x"], grid: Grid) -> 
     write_image_slabs(path, grid, [voxels], voxels.dtype)
 
 
-def write_image_slabs(path: Path, grid: Grid, slabs: Iterable[Shaped[Tensor, "1 1 d y x"]], dtype: torch.dtype) -> None:
+def write_image_slabs(
+    path: Path, grid: Grid, slabs: Iterable[Shaped[Tensor, "1 1 d y x"]], dtype: torch.dtype, comment: str = ""
+) -> None:
     """The same from slabs along z, in order, each written as it comes; they may differ in thickness.
 
-    All or nothing, see `atomically`. ValueError when the slabs are not of ``dtype`` or do not fill the grid.
+    All or nothing, see `atomically`. ValueError when the slabs are not of ``dtype`` or do not fill the grid. The header
+    holds ``comment``, a line that readers pass over.
     """
-    header = _meta_header(grid, dtype)
+    header = _meta_header(grid, dtype, comment=comment)
     with atomically(path) as file:
         file.write(header)
         for _, slab in _counted(slabs, grid, 1, dtype):
             file.write(_raw(slab))
 
 
-def write_field(path: Path, grid: Grid, slabs: Iterable[Float32[Tensor, "1 3 d y x"]], layout: Layout) -> None:
+def write_field(
+    path: Path, grid: Grid, slabs: Iterable[Float32[Tensor, "1 3 d y x"]], layout: Layout, comment: str = ""
+) -> None:
     """A displacement field (mm, LPS) as an uncompressed float32 .mha file, from slabs as in `write_image_slabs`."""
-    header = _meta_header(grid, torch.float32, layout)
+    header = _meta_header(grid, torch.float32, layout, comment)
     row_bytes = 4 * grid.size[0] * grid.size[1]
     with atomically(path) as file:
         file.write(header)
@@ -511,7 +516,7 @@ def _raw(slab: Tensor) -> memoryview:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data
 
 
-def _meta_header(grid: Grid, dtype: torch.dtype, layout: Layout | None = None) -> bytes:
+def _meta_header(grid: Grid, dtype: torch.dtype, layout: Layout | None = None, comment: str = "") -> bytes:
     """A MetaImage header. TransformMatrix lists the world direction of each index axis in turn: the columns of D."""
     if dtype not in _ELEMENT_TYPES:
         raise ValueError(f"voxels of {dtype}, expected one of {', '.join(map(str, _ELEMENT_TYPES))}")
@@ -522,6 +527,7 @@ def _meta_header(grid: Grid, dtype: torch.dtype, layout: Layout | None = None) -
         direction[3, 3] = 1
     lines = {
         "ObjectType": "Image",
+        **({"Comment": comment} if comment else {}),
         "NDims": len(size),
         "BinaryData": True,
         "BinaryDataByteOrderMSB": False,

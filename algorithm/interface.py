@@ -1,11 +1,14 @@
 """What /input and /output look like: grand-challenge.org's files, and plain folders for everyone else."""
 
 import fcntl
+import hashlib
 import json
+import logging
 import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +24,14 @@ from algorithm.images import ENDINGS, PARTIAL, Layout, atomically, ending
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
 REQUIRED = ("fixed", "moving")
+PLATFORM_FILE = "inputs.json"
+KINDS = ("displacement-field", "warped-moving")
+"""The folders of the results in images/."""
+OWN_ENTRIES = {"version", "timings_s", "warnings"}
+"""Of every results.json that this program writes (`Report`)."""
+_OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,10 @@ class Inputs:
     platform: bool = False
     """Whether grand-challenge.org's inputs.json named them."""
 
+    def paths(self) -> tuple[Path, ...]:
+        """All that are there."""
+        return tuple(path for path in (self.fixed, self.moving, self.fixed_mask, self.moving_mask) if path)
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -42,6 +57,17 @@ class Outputs:
     displacement_field: Path
     warped_moving: Path
     results: Path
+    inputs: tuple[Path, ...] = ()
+    """Of the case: neither removed nor written over, wherever they lie."""
+
+    def check(self) -> None:
+        """InputError where a result would take the place of a file that is none of this program's, or an input."""
+        kept = _identities(self.inputs)
+        for image in (self.displacement_field, self.warped_moving):
+            for other in _in_the_way(image):
+                _check_replaceable(other, kept, is_own_image(other))
+        if _exists(self.results):
+            _check_replaceable(self.results, kept, is_own_results(self.results))
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -53,11 +79,30 @@ def find_inputs(root: Path) -> Inputs:
     ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, or
     with the files of one DICOM series, and likewise for moving; ``fixed.*`` and ``moving.*``, or such folders of DICOM
     files. Masks: ``fixed-mask``, ``moving-mask`` in the same way, but always as one image. InputError when there is
-    none, or more than one image for a role. ``root`` may be a symbolic link.
+    none, or more than one image for a role, and when a folder cannot be searched. ``root`` may be a symbolic link.
     """
+    try:
+        return _find_inputs(root)
+    except OSError as error:
+        raise _closed(Path(error.filename or root), error) from error
+
+
+def _closed(path: Path, error: OSError) -> InputError:
+    """Names the folder on the way to ``path`` that does not let through, not what may not even be there."""
+    folder = next((p for p in (path, *path.absolute().parents) if _seen(p)), path)
+    return InputError(f"{folder}: cannot be searched ({error.strerror}), expected a folder whose files can be read")
+
+
+def _seen(path: Path) -> bool:
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def _find_inputs(root: Path) -> Inputs:
     if not root.is_dir():
         raise InputError(f"{root}: there is no such folder, expected one with a fixed and a moving image")
-    if (root / "inputs.json").exists():
+    if (root / PLATFORM_FILE).exists():
         found = _from_platform(root)
         return Inputs(found["fixed"], found["moving"], found.get("fixed-mask"), found.get("moving-mask"), True)
     in_folders = {role: _candidates(root / "images" / role, role) for role in SLUGS}
@@ -82,11 +127,11 @@ def image_name(path: Path) -> str:
 
 def _from_platform(root: Path) -> dict[str, Path]:
     """The file for each role that inputs.json has."""
-    sockets = _sockets(root / "inputs.json")
+    sockets = _sockets(root / PLATFORM_FILE)
     missing = [SLUGS[role] for role in REQUIRED if SLUGS[role] not in sockets]
     if missing:
         raise InputError(
-            f"{root / 'inputs.json'}: has the sockets {', '.join(sorted(sockets)) or 'none'}, "
+            f"{root / PLATFORM_FILE}: has the sockets {', '.join(sorted(sockets)) or 'none'}, "
             f"expected also {' and '.join(missing)}"
         )
     found = {}
@@ -135,7 +180,7 @@ def _images(folder: Path) -> list[Path]:
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         return [p for p in files if ending(p) and not p.name.startswith(".") and p.is_file()]
     except OSError as error:
-        raise InputError(f"{folder}: cannot be listed ({error.strerror}), expected a readable folder") from error
+        raise _closed(folder, error) from error
 
 
 def _single(root: Path, role: str, candidates: list[Path], relative: str | None = None) -> Path:
@@ -161,20 +206,23 @@ def _listing(root: Path, limit: int = 8) -> str:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def prepare_outputs(root: Path, name: str) -> Outputs:
+def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = ()) -> Outputs:
     """Where the results of the case ``name`` go. Makes nothing yet, so that a run that fails leaves nothing behind.
 
-    InputError when one of the places cannot be written, before any time is spent on the registration.
+    InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
+    any time is spent on the registration.
     """
     if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
         raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
     outputs = Outputs(
-        root / "images" / "displacement-field" / f"{name}.mha",
-        root / "images" / "warped-moving" / f"{name}.mha",
+        root / "images" / KINDS[0] / f"{name}.mha",
+        root / "images" / KINDS[1] / f"{name}.mha",
         root / "results.json",
+        tuple(inputs),
     )
     for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
         _check_writable(path.parent)
+    outputs.check()
     return outputs
 
 
@@ -188,18 +236,39 @@ def _check_writable(folder: Path) -> None:
         raise InputError(f"{folder}: cannot be written ({error.strerror}), expected a writable folder") from error
 
 
+def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
+    """Where a case begins: results.json of an earlier one goes, so that nobody takes that for this one's, if it fails.
+
+    With ``images`` those of the earlier one go, too, but for what is one of the ``inputs`` or lies below them. Nothing
+    is touched while another process writes its results there. InputError when they cannot be removed.
+    """
+    results = root / "results.json"
+    try:
+        if not root.is_dir():
+            return
+        with _locked(root, wait=False) as ours:
+            if ours and is_own_results(results):
+                results.unlink()
+            if ours and images:
+                below = [folder for path in inputs for folder in _folders_below(path)]
+                _remove_own_images([root / "images" / kind for kind in KINDS], below)
+    except OSError as error:
+        raise InputError(
+            f"{root}: an earlier result cannot be removed ({error.strerror}), expected a writable folder"
+        ) from error
+
+
 @contextmanager
-def sole_image(path: Path) -> Iterator[Path]:
+def sole_image(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
     """Makes the folder of ``path`` for the body to write into; then ``path`` is its only image, as the platform asks.
 
-    Images of earlier runs, and parts of those that were killed, go only after the body has ended well; if it has not,
-    folders made here go instead.
+    Images that earlier runs wrote there, and parts of those that were killed, go only after the body has ended well; if
+    it has not, folders made here go instead. What another program wrote stays, and what is one of the ``inputs``.
     """
     with _made(path.parent):
         yield path
-    for other in (*_images(path.parent), *path.parent.glob(PARTIAL.format("*"))):
-        if other != path:
-            other.unlink()
+    _remove_own_images([path.parent], (*inputs, path))
+    _remove_partials(path.parent)
 
 
 @contextmanager
@@ -208,16 +277,25 @@ def sole_writer(root: Path) -> Iterator[None]:
 
     So the results of one run stay together, where the file system knows locks. Parts of a killed run's file go.
     """
-    with _made(root):
-        lock = os.open(root, os.O_RDONLY)
+    with _made(root), _locked(root):
+        _remove_partials(root)
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether the body has the folder's lock: always, but for when it does not ``wait`` for another process's."""
+    descriptor, ours = os.open(folder, os.O_RDONLY), True
+    try:
         try:
-            with suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            for partial in root.glob(PARTIAL.format("*")):
-                partial.unlink()
-            yield
-        finally:
-            os.close(lock)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            ours = False
+        except OSError:  # a file system without locks
+            pass
+        yield ours
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -232,6 +310,101 @@ def _made(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # another output may be there by now
                 new.rmdir()
         raise
+
+
+# --- whose files? ----------------------------------------------------------------------------------------------------
+
+
+def result_mark(path: Path) -> str:
+    """The comment in the header of a result that is written as ``path``. It tells that from every other file.
+
+    A file that was renamed has another mark than its name asks for, and programs that change an image write a header
+    of their own: ITK passes the comment over.
+    """
+    name = f"{path.parent.name}/{path.name}".encode(errors="surrogateescape")
+    return f"written by lung-registration as {hashlib.sha256(name).hexdigest()[:32]}"
+
+
+def is_own_image(path: Path) -> bool:
+    """Whether it is a result that this program wrote under this name, as it was written."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    expected = f"ObjectType = Image\nComment = {result_mark(path)}\nNDims = ".encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(expected)) == expected
+    except OSError:
+        return False
+
+
+def is_own_results(path: Path) -> bool:
+    """Whether it is a results.json that this program wrote."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= OWN_ENTRIES
+
+
+def _in_the_way(path: Path) -> list[Path]:
+    """The images in the folder of ``path``, and whatever has that name itself."""
+    others = _images(path.parent)
+    return others if path in others or not _exists(path) else [*others, path]
+
+
+def _exists(path: Path) -> bool:
+    """Also as a link to nothing."""
+    return path.is_symlink() or path.exists()
+
+
+def _check_replaceable(path: Path, kept: set[tuple[int, int]], own: bool) -> None:
+    if not _identities([path]).isdisjoint(kept):
+        raise InputError(f"{path}: is an input, and lies where the results go; expected another folder for the results")
+    if not own:
+        raise InputError(
+            f"{path}: was not written by this program, and lies where the results go alone; expected another folder "
+            "for the results, or this file elsewhere"
+        )
+
+
+def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
+    """Device and inode of the files, and of those in the folders (DICOM): the same for every name of a file."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            for file in (path, *(path.iterdir() if path.is_dir() else ())):
+                status = file.stat()
+                found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _folders_below(path: Path) -> list[Path]:
+    """The path and all folders below it, links followed, each once."""
+    found: dict[Path, None] = {}
+    for folder, below, _ in os.walk(path, followlinks=True):
+        if Path(folder).resolve() in found:
+            below.clear()
+        found[Path(folder).resolve()] = None
+    return [path, *found]
+
+
+def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
+    kept = _identities(but)
+    for image in (image for folder in folders for image in _images(folder)):
+        if is_own_image(image) and _identities([image]).isdisjoint(kept):
+            image.unlink()
+            log.info("removed, the result of an earlier run: %s", image)
+
+
+def _remove_partials(folder: Path) -> None:
+    for partial in folder.glob(PARTIAL.format("*")):
+        if _OWN_PARTIAL.fullmatch(partial.name):
+            partial.unlink()
+
+
+# --- how results are written -----------------------------------------------------------------------------------------
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

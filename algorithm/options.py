@@ -1,14 +1,15 @@
 """The command line, made from the fields of `Options`."""
 
 import argparse
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 from algorithm import __version__
 from algorithm.errors import InputError
-from algorithm.interface import Inputs, find_inputs
-from algorithm.serve import PORT
+from algorithm.interface import PLATFORM_FILE, Inputs, find_inputs
+from algorithm.serve import HOST, PORT
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -42,6 +43,17 @@ class Options:
     field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
     field_grid: Literal["fixed", "network"] = "fixed"
 
+    def on_platform(self) -> bool:
+        """Whether grand-challenge.org's inputs.json names the files of the case."""
+        with suppress(OSError):  # `inputs` says what is wrong
+            return self.fixed is None and self.moving is None and (self.input / PLATFORM_FILE).exists()
+        return False
+
+    def sources(self) -> list[Path]:
+        """Where the input may lie."""
+        given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+        return [path for path in given if path is not None]
+
     def inputs(self) -> Inputs:
         """The files of the case; InputError when they cannot be told."""
         if self.fixed is None and self.moving is None:
@@ -63,16 +75,17 @@ def parse(arguments: list[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def parse_serve(arguments: list[str]) -> tuple[Options, int]:
-    """The same for what follows ``serve``, and the port."""
+def parse_serve(arguments: list[str]) -> tuple[Options, int, str]:
+    """The same for what follows ``serve``, the port, and the address of the interface to listen on."""
     parser = _parser(
         "python -m algorithm serve",
         "A server that registers --input into --output at each POST /invoke; GET /health says when it is ready.",
     )
-    parser.add_argument("--port", type=int, default=PORT, help=f"on all interfaces (default: {PORT})")
+    parser.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT})")
+    parser.add_argument("--host", default=HOST, help=f"0.0.0.0 listens on all interfaces (default: {HOST})")
     values = vars(parser.parse_args(arguments))
-    port: int = values.pop("port")
-    return Options(**values), port
+    port, host = values.pop("port"), values.pop("host")
+    return Options(**values), port, host
 
 
 def _parser(program: str, description: str, epilog: str = "") -> argparse.ArgumentParser:

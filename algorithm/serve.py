@@ -30,6 +30,8 @@ from algorithm.errors import InputError, memory_sentence, out_of_memory
 
 PORT = 4743
 """Where the platform expects the server."""
+HOST = "127.0.0.1"
+"""This machine only: whoever reaches the server can make it work. A container says 0.0.0.0; its network guards it."""
 GRACE_S = 3.0
 """So long after SIGTERM a case may clean up; the platform kills after 5 s."""
 LONGEST_BODY = 1 << 20
@@ -45,16 +47,19 @@ class Answer(NamedTuple):
     sentence: str
 
 
-def serve(case: Callable[[], None], port: int) -> None:
+def serve(case: Callable[[], None], port: int, host: str = HOST) -> None:
     """Runs ``case`` at each POST /invoke, until SIGTERM or SIGINT: then the process ends, with exit code 0.
 
     Port 0 is any that is free; the log says which. InputError when the port cannot be had.
     """
     leave_on_signals()
     try:
-        server = Server(port)
-    except (OSError, OverflowError) as error:
-        raise InputError(f"--port {port}: cannot be listened on ({error}), expected a free port") from error
+        server = Server(host, port)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot be listened on ({error}), expected a free port and an address of "
+            "this machine"
+        ) from error
     with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         log.info("ready on port %d", server.server_address[1])
@@ -122,7 +127,7 @@ def leave_on_signals() -> None:
 
 
 class Server(ThreadingTCPServer):
-    """Listens on all interfaces; ``cases`` are those whose turn has not come yet.
+    """Listens; ``cases`` are those whose turn has not come yet.
 
     No HTTPServer: that one asks the network for its own name when it starts.
     """
@@ -131,8 +136,8 @@ class Server(ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, port: int) -> None:
-        super().__init__(("0.0.0.0", port), Handler)
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__((host, port), Handler)
         self.cases: SimpleQueue[Future[Answer]] = SimpleQueue()
 
     def handle_error(self, request: Any, client_address: Any) -> None:

@@ -24,7 +24,7 @@ import torch
 from algorithm.deliver import deliver
 from algorithm.errors import exit_code
 from algorithm.images import read_image
-from algorithm.interface import image_name, prepare_outputs
+from algorithm.interface import image_name, prepare_outputs, withdraw
 from algorithm.network import CascadeSettings
 from algorithm.objective import Weights
 from algorithm.prepare import Subject, prepare, subject
@@ -89,7 +89,8 @@ def main() -> int:
 def run(arguments: argparse.Namespace) -> None:
     """One case, from files to files."""
     report = Report()
-    outputs = prepare_outputs(arguments.out, image_name(arguments.fixed))
+    withdraw(arguments.out)
+    outputs = prepare_outputs(arguments.out, image_name(arguments.fixed), (arguments.fixed, arguments.moving))
     device = choose_device(arguments.device, report)
     report.set(method=arguments.method, fixed=arguments.fixed.name, moving=arguments.moving.name, device=str(device))
     with report.timed("read"):

@@ -364,6 +364,26 @@ def no_json(desk: Desk) -> None:
     (desk.folder / "inputs.json").write_text('[{"socket": ')
 
 
+def among_results(name: str) -> Make:
+    """A file that lies in the output already."""
+
+    def make(desk: Desk) -> Made:
+        path = desk.folder / "out" / name
+        path.parent.mkdir(parents=True)
+        shutil.copy(desk.example / "fixed.mha", path)
+        return Made((f"--output={desk.folder / 'out'}",))
+
+    return make
+
+
+def input_among_results(desk: Desk) -> Made:
+    """As of an earlier run's output, which is registered once more."""
+    path = desk.folder / "out" / "images" / "warped-moving" / "fixed.mha"
+    path.parent.mkdir(parents=True)
+    shutil.copy(desk.example / "moving.mha", path)
+    return Made((f"--moving={path}", f"--output={desk.folder / 'out'}"))
+
+
 # --- masks and pairs -------------------------------------------------------------------------------------------------
 
 
@@ -443,6 +463,7 @@ def upper_and_lower(desk: Desk) -> Made:
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
+NOT_OURS = "was not written by this program"
 CLIPPED, MISSING, SUBTRACTED = "were clipped", "were taken for air", "was subtracted"
 OUTSIDE = "outside the moving field of view"
 NOT_HU = "expected Hounsfield units"
@@ -583,6 +604,16 @@ TABLE: dict[str, list[OddInput]] = {
             "several entries for fixed-image",
         ),
     ],
+    "The folder for the results": [
+        refused("an own file among the results", among_results("images/displacement-field/own.nrrd"), NOT_OURS),
+        refused(
+            "a field of another program, of the same name",
+            among_results("images/displacement-field/fixed.mha"),
+            NOT_OURS,
+        ),
+        refused("the moving scan among the results", input_among_results, "is an input"),
+        refused("results.json of another program", among_results("results.json"), NOT_OURS),
+    ],
     "Masks": [
         right("labels of lobes", mask(lambda image: image)),
         right("shares of lung on another grid", mask(half_as_fine, "moving")),
@@ -632,14 +663,17 @@ FAULTS = {
     "a container without any /tmp (`test.sh`)": "the same result",
     "Ctrl-C, SIGTERM": "exit code 130, 143 and one sentence; no part of a file is left",
     "SIGKILL": "the next run removes the hidden `.*.partial` that is left",
+    "an input is a link, or another name, of a result of an earlier run": "refused, before anything is computed",
     "stopped while a new result replaces an old one": "each image is whole, old or new; results.json, the last, is not "
     "there",
-    "stopped before that": "the old result is untouched",
+    "stopped before that": "the old images are untouched; results.json is not there",
+    "refused (exit code 2, or 422) where an earlier result lies": "results.json went first; on "
+    "the platform (inputs.json, the server) the images, too; what another program wrote stays",
     "two runs at once into one folder": "one waits while the other writes; the result is that of the last",
     "stdout cannot be written": "it goes on without",
     "no home, no folder for temporary files": "neither is needed",
 }
-"""By tests/test_faults.py."""
+"""By tests/test_faults.py, test_bad_input.py, test_interface.py and test_serve.py."""
 
 WORDS: dict[Outcome, str] = {
     "same result": "same",

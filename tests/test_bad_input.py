@@ -13,6 +13,8 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.weights import FILE, MANIFEST
+from phantom.__main__ import input_files
+from phantom.forms import write_input
 from tests.dicom_series import write_series
 from tests.running import call_main, files_below, pair_options
 
@@ -150,7 +152,7 @@ def test_unknown_ending(tmp_path: Path, example: Path, small_weights: Path, capf
     assert "fixed.dcm" in message and ".mha" in message and "folder" in message
 
 
-def test_results_of_an_earlier_run_stay(
+def test_files_of_another_program_stay(
     tmp_path: Path, example: Path, small_weights: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images" / "displacement-field").mkdir(parents=True)
@@ -160,6 +162,38 @@ def test_results_of_an_earlier_run_stay(
     options = pair_options(example, tmp_path, small_weights)
     refusal(capfd, tmp_path, *options, f"--fixed={tmp_path / 'water.mha'}")
     assert (tmp_path / "results.json").read_text() == "old"
+    assert (tmp_path / "images/displacement-field/old.mha").read_text() == "old"
+
+
+@pytest.mark.parametrize("wrong", ["fixed", "weights", "moving is missing"])
+def test_a_refused_case_is_not_taken_for_the_one_before(
+    tmp_path: Path, example: Path, small_weights: Path, capfd: pytest.CaptureFixture[str], wrong: str
+) -> None:
+    """Whatever is wrong, results.json goes first. On the command line the images stay until new ones are there."""
+    output = tmp_path / "out"
+    masks = [f"--{role}-mask={example / f'{role}_lobes.mha'}" for role in ("fixed", "moving")]
+    options = [*pair_options(example, output, small_weights), *masks]
+    assert call_main(*options) == 0
+    images = files_below(output) - {"results.json"}
+    assert len(images) == 2
+    spoilt = {"fixed": [f"--fixed={tmp_path / 'none.mha'}"], "weights": [f"--weights={tmp_path}"]}
+    options = [o for o in options if "--moving=" not in o] if wrong == "moving is missing" else options
+    assert call_main(*options, *spoilt.get(wrong, [])) == 2
+    assert wrong == "fixed" or wrong in capfd.readouterr().err
+    assert files_below(output) == images
+
+
+def test_a_refused_case_of_the_platform_leaves_nothing_of_the_one_before(
+    tmp_path: Path, example: Path, small_weights: Path
+) -> None:
+    write_input(tmp_path / "input", "socket", input_files(example, True))
+    options = [f"--input={tmp_path / 'input'}", f"--output={tmp_path / 'out'}", f"--weights={small_weights}"]
+    options.append("--device=cpu")
+    assert call_main(*options) == 0
+    assert len(files_below(tmp_path / "out")) == 3
+    next((tmp_path / "input" / "images" / "fixed").iterdir()).write_text("no image")
+    assert call_main(*options) == 2
+    assert files_below(tmp_path / "out") == set()
 
 
 def test_folder_without_a_moving_image(

@@ -185,7 +185,7 @@ STOPS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
 def test_a_stopped_run_leaves_nothing_that_looks_complete(
     tmp_path: Path, options: Options, alone: Callable[[str], Path], moment: str, number: signal.Signals
 ) -> None:
-    """The output of an earlier run stays, as long as nothing of the new one is there."""
+    """The images of an earlier run stay, as long as nothing of the new one is there; results.json goes at once."""
     before, after = images(alone("other")), images(alone("this"))
     output = shutil.copytree(alone("other"), tmp_path / "out")
     running = Running(tmp_path / "log", options(output), Fault(moment)).until("paused").signal(number)
@@ -195,12 +195,11 @@ def test_a_stopped_run_leaves_nothing_that_looks_complete(
     left = images(output)
     assert left.items() <= before.items() | after.items()  # each whole, old or new
     if moment in ("lungs", "cascade"):
-        assert left == before and results(output) == results(alone("other"))
-    else:
-        assert not (output / "results.json").exists()
+        assert left == before
+    assert not (output / "results.json").exists()
     assert len(hidden(output)) == (1 if number == signal.SIGKILL and moment.endswith("slabs") else 0)
     if moment == "field_slabs":  # the next run finds its way, and cleans up
-        (output / PARTIAL.format("0123")).touch()
+        (output / PARTIAL.format("0a" * 16)).touch()
         assert Running(tmp_path / "log", options(output)).ended() == 0
         assert images(output) == after and hidden(output) == set()
         assert results(output)["fixed"] == "fixed.mha"

@@ -1,23 +1,28 @@
 """What is looked for in /input, and what is left in /output."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.errors import InputError
+from algorithm.geometry import Grid
+from algorithm.images import write_image_slabs
 from algorithm.interface import (
     Inputs,
     field_layout,
     find_inputs,
     image_name,
     prepare_outputs,
+    result_mark,
     sole_image,
+    sole_writer,
+    withdraw,
     write_results,
 )
 from tests.strategies import examples
@@ -189,6 +194,22 @@ def test_image_name_of_a_folder(tmp_path, monkeypatch):
     assert [image_name(p) for p in (folder, Path(), folder / "..")] == ["1.2.840", "1.2.840", tmp_path.name]
 
 
+@pytest.mark.parametrize("closed", ["", "images", "images/fixed"])
+@pytest.mark.parametrize("form", ["platform", "folders"])
+def test_a_folder_that_cannot_be_searched_is_said(tmp_path, as_nobody, closed, form):
+    root = tmp_path / "input"
+    touch(root, "images/fixed/a.mha", "images/ct/moving/b.mha", "images/moving/b.mha")
+    if form == "platform":
+        platform(root, PAIR)
+    folder = (root / closed).resolve()
+    for mode in (0o000, 0o600, 0o444):
+        folder.chmod(mode)
+        with as_nobody():
+            message = refusal(root)
+        folder.chmod(0o755)
+        assert f"{folder}: cannot be " in message and "(Permission denied)" in message
+
+
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +227,7 @@ def test_refuses_bad_case_names(tmp_path, name):
         prepare_outputs(tmp_path, name)
 
 
-def test_refuses_outputs_that_cannot_be_written(tmp_path):
+def test_refuses_outputs_that_cannot_be_written(tmp_path, as_nobody):
     touch(tmp_path, "file")
     with pytest.raises(InputError, match=r"file/images.*Not a directory"):
         prepare_outputs(tmp_path / "file", "case")
@@ -214,18 +235,164 @@ def test_refuses_outputs_that_cannot_be_written(tmp_path):
     folder.mkdir(parents=True)
     folder.chmod(0o555)
     tmp_path.chmod(0o755)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)  # root may write everywhere
-    try:
-        with pytest.raises(InputError, match=r"displacement-field: cannot be written \(Permission denied\)"):
-            prepare_outputs(tmp_path / "out", "case")
-    finally:
-        os.seteuid(user)
+    with as_nobody(), pytest.raises(InputError, match=r"displacement-field: cannot be written \(Permission denied\)"):
+        prepare_outputs(tmp_path / "out", "case")
+
+
+def write_result(root: Path, name: str, mark: str | None = None) -> Path:
+    """A result as an earlier run left it, or with the mark of another name."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = torch.zeros(1, 1, 2, 2, 2, dtype=torch.uint8)
+    comment = result_mark(path) if mark is None else mark
+    write_image_slabs(path, Grid((2, 2, 2), (1.0, 1.0, 1.0)), [voxels], torch.uint8, comment)
+    return path
+
+
+FIELD, WARPED = "images/displacement-field/case.mha", "images/warped-moving/case.mha"
+RESULTS = {"version": "0.1.0", "timings_s": {}, "warnings": []}
+
+
+def whole(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def write_case(root: Path) -> None:
+    """All that a run leaves."""
+    write_result(root, FIELD)
+    write_result(root, WARPED)
+    (root / "results.json").write_text(json.dumps(RESULTS))
+
+
+def read_and_write(path: Path) -> None:
+    sitk.WriteImage(sitk.ReadImage(str(path)), str(path))
+
+
+FOREIGN = {
+    "another name": lambda root: touch(root, "images/displacement-field/patient.mha"),
+    "another format": lambda root: touch(root, "images/warped-moving/own.nrrd"),
+    "the name of the result": lambda root: touch(root, WARPED),
+    "the name of the result, but a folder": lambda root: (root / WARPED).mkdir(parents=True),
+    "the name of the result, but a link to nothing": lambda root: (
+        (root / "images/warped-moving").mkdir(parents=True),
+        (root / WARPED).symlink_to("nothing.mha"),
+    ),
+    "a result under another name": lambda root: write_result(root, FIELD).rename(root / FIELD.replace("case", "kept")),
+    "a result that another program changed": lambda root: read_and_write(write_result(root, FIELD)),
+    "an image without a mark": lambda root: write_result(root, FIELD, ""),
+    "a link to a result": lambda root: (
+        write_result(root / "elsewhere", FIELD),
+        (root / "images/displacement-field").mkdir(parents=True),
+        (root / FIELD).symlink_to(root / "elsewhere" / FIELD),
+    ),
+    "results of another program": lambda root: touch(root, "results.json"),
+    "results of another program, JSON": lambda root: (
+        root.mkdir(exist_ok=True),
+        (root / "results.json").write_text('{"version": 2}'),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_this_program_did_not_write_is_refused_and_stays(tmp_path, kind):
+    FOREIGN[kind](tmp_path)
+    before = whole(tmp_path)
+    withdraw(tmp_path, images=True)
+    with pytest.raises(InputError, match=r"was not written by this program, .* expected another folder"):
+        prepare_outputs(tmp_path, "case")
+    assert whole(tmp_path) == before
+    with sole_image(tmp_path / "images/warped-moving/new.mha") as path:  # it came while the case was computed
+        path.write_bytes(b"new")
+    assert before.items() <= whole(tmp_path).items()
+
+
+def test_what_this_program_wrote_is_no_obstacle(tmp_path):
+    write_case(tmp_path)
+    write_result(tmp_path, "images/displacement-field/another case.mha")
+    touch(tmp_path, "images/displacement-field/notes.txt", "images/warped-moving/.hidden.mha", "notes.mha")
+    prepare_outputs(tmp_path, "case")
+
+
+@pytest.mark.parametrize("way", ["itself", "link", "hard link", "relative"])
+def test_an_input_among_the_results_is_refused_and_stays(tmp_path, monkeypatch, way):
+    """Even one that an earlier run wrote."""
+    write_case(tmp_path)
+    given = tmp_path / WARPED
+    if way == "link":
+        (tmp_path / "moving.mha").symlink_to(given)
+        given = tmp_path / "moving.mha"
+    elif way == "hard link":
+        (tmp_path / "moving.mha").hardlink_to(given)
+        given = tmp_path / "moving.mha"
+    elif way == "relative":
+        monkeypatch.chdir(tmp_path / "images")
+        given = Path("..") / WARPED
+    for name in ("case", "another"):  # whether it would be written over or removed
+        with pytest.raises(InputError, match=r"warped-moving/case\.mha: is an input"):
+            prepare_outputs(tmp_path, name, [given])
+    with sole_image(tmp_path / "images/warped-moving/new.mha", [given]) as path:
+        path.write_bytes(b"new")
+    assert (tmp_path / WARPED).exists()
+
+
+def test_an_earlier_result_is_withdrawn(tmp_path):
+    withdraw(tmp_path / "not there", images=True)
+    assert not list(tmp_path.iterdir())
+    write_case(tmp_path)
+    withdraw(tmp_path)
+    assert whole(tmp_path).keys() == {FIELD, WARPED}
+    write_case(tmp_path)
+    touch(tmp_path, "images/warped-moving/own.nrrd", "notes.txt")
+    withdraw(tmp_path, images=True)
+    assert whole(tmp_path).keys() == {"images/warped-moving/own.nrrd", "notes.txt"}
+
+
+@pytest.mark.parametrize("way", ["below", "linked folder", "linked file", "hard link"])
+def test_withdrawing_spares_inputs(tmp_path, way):
+    out, source = tmp_path / "out", tmp_path / "in"
+    write_case(out)
+    source.mkdir()
+    if way == "linked folder":
+        (source / "images").symlink_to(out / "images" / "warped-moving")
+        (source / "loop").symlink_to(source)
+    elif way == "linked file":
+        (source / "fixed.mha").symlink_to(out / WARPED)
+    elif way == "hard link":
+        (source / "fixed.mha").hardlink_to(out / WARPED)
+    else:
+        source = out / "images" / "warped-moving"
+    withdraw(out, images=True, inputs=[source])
+    assert whole(out).keys() == {WARPED}
+
+
+def test_nothing_is_withdrawn_while_another_run_writes(tmp_path):
+    with sole_writer(tmp_path):
+        write_case(tmp_path)
+        withdraw(tmp_path, images=True)
+        assert whole(tmp_path).keys() == {FIELD, WARPED, "results.json"}
+    withdraw(tmp_path, images=True)
+    assert whole(tmp_path) == {}
+
+
+def test_a_result_that_cannot_be_withdrawn_is_said(tmp_path, as_nobody):
+    write_case(tmp_path / "out")
+    for folder in (tmp_path, tmp_path / "out"):
+        folder.chmod(0o555)
+    with as_nobody(), pytest.raises(InputError, match=r"earlier result cannot be removed \(Permission denied\)"):
+        withdraw(tmp_path / "out")
+
+
+def test_only_own_parts_of_files_are_removed(tmp_path):
+    names = (f".{'0a' * 16}.partial", ".notes.partial", f".{'0a' * 16}.partial.mha")
+    touch(tmp_path, *names, *(f"images/warped-moving/{name}" for name in names))
+    with sole_writer(tmp_path), sole_image(tmp_path / WARPED) as path:
+        path.write_bytes(b"new")
+    assert whole(tmp_path).keys() == {WARPED, *names[1:], *(f"images/warped-moving/{name}" for name in names[1:])}
 
 
 def test_sole_image_replaces_those_of_earlier_runs(tmp_path):
-    touch(tmp_path, "images/warped-moving/old.mha", "images/warped-moving/notes.txt")
+    write_result(tmp_path, "images/warped-moving/old.mha")
+    touch(tmp_path, "images/warped-moving/notes.txt")
     with sole_image(tmp_path / "images/warped-moving/new.mha") as path:
         assert (path.parent / "old.mha").exists()  # until the new one is there
         path.write_bytes(b"new")

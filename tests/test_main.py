@@ -15,6 +15,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from algorithm.images import PARTIAL
 from algorithm.transform import Transform
 from tests.running import (
     HANGS_HALF_WAY,
@@ -130,7 +131,7 @@ def test_next_run_replaces_everything_of_the_last(
     tmp_path: Path, plain: Path, masked: Path, example: Path, small_weights: Path
 ) -> None:
     output, scans = shutil.copytree(plain, tmp_path / "output"), tmp_path / "scans"
-    (output / "images" / "displacement-field" / ".0123.partial").touch()  # of a run that was killed
+    (output / "images" / "displacement-field" / PARTIAL.format("0a" * 16)).touch()  # of a run that was killed
     (output / "notes.txt").touch()
     place({"case.mha": example / "fixed.mha", "moving.mha": example / "moving.mha"}, scans)
     fixed, moving = masks_of(example)

@@ -1,5 +1,6 @@
 """register.sh, setup_venv.sh, build.sh, with stand-ins for Python and docker that write down how they were called."""
 
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from algorithm import __version__
+from algorithm.options import parse_serve
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -194,3 +196,10 @@ def test_build_refuses_another_method(sandbox: Sandbox) -> None:
     )
     assert stages == [("exec", "exec"), ("invoke", "invoke")]
     assert DOCKERFILE.rstrip().endswith("FROM api-$API_METHOD")
+
+
+def test_the_server_of_the_image_can_be_reached_from_outside_it() -> None:
+    entry = re.findall(r"^ENTRYPOINT (\[.*\])$", DOCKERFILE, re.M)[1]
+    arguments = json.loads(entry)
+    assert arguments[:4] == ["python", "-m", "algorithm", "serve"]
+    assert parse_serve(arguments[4:])[1:] == (4743, "0.0.0.0")

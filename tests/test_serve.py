@@ -183,6 +183,23 @@ def test_a_bad_case_leaves_the_server_alive(server: Running, folder: Path, examp
     assert server.invoke() == (201, "done\n")
 
 
+def test_a_bad_case_leaves_nothing_of_the_one_before(server: Running, folder: Path, example: Path) -> None:
+    """The server is not refilled: only the input changes."""
+    refill(folder, example)
+    assert server.invoke() == (201, "done\n")
+    assert len(files_below(folder / "output")) == 3
+    (folder / "output" / "images" / "notes.txt").touch()
+    (folder / "input" / "fixed.mha").write_text("this is no image")
+    assert server.invoke()[0] == 422
+    assert files_below(folder / "output") == {"images/notes.txt"}
+    refill(folder, example)
+    (folder / "output" / "images" / "warped-moving").mkdir(parents=True)
+    (folder / "output" / "images" / "warped-moving" / "own.nrrd").touch()
+    status, sentence = server.invoke()
+    assert status == 422 and "own.nrrd: was not written by this program" in sentence
+    assert files_below(folder / "output") == {"images/warped-moving/own.nrrd"}
+
+
 def test_input_may_be_a_link_that_moves(server: Running, folder: Path, example: Path) -> None:
     """So the platform swaps the cases."""
     refill(folder, example, "interface")
@@ -303,6 +320,24 @@ def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         for port in (taken.getsockname()[1], 65536):
             with pytest.raises(InputError, match=f"--port {port}: .* expected a free port"):
                 serve(lambda: None, port)
+    for host in ("192.0.2.1", "no such host", "a" * 70):
+        with pytest.raises(InputError, match=f"--host {host} --port 0: .* an address of this machine"):
+            serve(lambda: None, 0, host)
+
+
+@pytest.mark.parametrize(("arguments", "address"), [([], "127.0.0.1"), (["--host=0.0.0.0"], "0.0.0.0")])
+def test_it_listens_on_this_machine_only_unless_told(
+    monkeypatch: pytest.MonkeyPatch, small_weights: Path, arguments: list[str], address: str
+) -> None:
+    def listening(self: algorithm.serve.Server) -> None:
+        addresses.append(self.server_address[0])
+        raise OSError("enough")
+
+    addresses: list[str] = []
+    monkeypatch.setattr(algorithm.serve, "leave_on_signals", lambda: None)
+    monkeypatch.setattr(algorithm.serve.Server, "server_activate", listening)
+    assert call_main("serve", f"--weights={small_weights}", "--device=cpu", "--port=0", *arguments) == 2
+    assert addresses == [address]
 
 
 # --- command line ----------------------------------------------------------------------------------------------------
