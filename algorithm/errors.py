@@ -46,9 +46,11 @@ def exit_code(job: Callable[[], None]) -> int:
         number: signal.Signals = stopped.args[0]
         return _failed(f"stopped by {number.name} before the end", 128 + number)
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not out_of_memory(error) and not gpu_unusable(error):
             raise
-        return _failed(memory_sentence(error), 1)
+        return _failed(
+            memory_sentence(error) if out_of_memory(error) else f"the GPU cannot be used: {first_line(error)}", 1
+        )
     return 0
 
 
@@ -86,6 +88,31 @@ def out_of_memory(error: BaseException) -> bool:
     pytorch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
     phrases = (*pytorch, "Failed to allocate memory")  # the last is SimpleITK's
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in phrases))
+
+
+UNUSABLE_GPU = (
+    "no kernel image",  # for this architecture
+    "invalid device function",
+    "unsupported toolchain",
+    "ARCH_MISMATCH",
+    "CUDA driver",
+    "NVIDIA driver",
+    "no CUDA-capable device",
+    "devices are busy or unavailable",
+    "system not yet initialized",
+    "STATUS_NOT_INITIALIZED",  # cuDNN and cuBLAS
+    "not compiled with CUDA",
+)
+
+
+def gpu_unusable(error: BaseException) -> bool:
+    """Whether driver and libraries cannot work with the GPU; faults of a program that runs on it are others."""
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in UNUSABLE_GPU)
+
+
+def first_line(error: BaseException) -> str:
+    """Of what a library says, the part that a sentence can quote."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def memory_sentence(error: BaseException) -> str:

@@ -7,14 +7,17 @@ unfold     local repair where the field folds
 quality    figures that say whether to trust it
 """
 
+import copy
+import warnings as python_warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TypeVar
 
 import torch
 
 from algorithm.compiled import compiled, pays
-from algorithm.errors import InputError, out_of_memory
+from algorithm.errors import InputError, first_line, gpu_unusable, out_of_memory
 from algorithm.extension import extended
 from algorithm.folding import unfold
 from algorithm.geometry import resample
@@ -34,23 +37,54 @@ MOST_REPAIRED = 0.01
 
 
 def choose_device(option: str, report: Report) -> torch.device:
-    """The device for ``--device``; auto without a GPU is the CPU, with a warning."""
-    if option == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no GPU that this PyTorch can use, expected one (or --device cpu)")
-    if option == "auto" and not torch.cuda.is_available():
-        report.warn("No GPU: running on the CPU.")
+    """The device for ``--device``; auto without a GPU that works is the CPU, with a warning.
+
+    Single precision on the GPU is single precision: TF32, which PyTorch otherwise takes for convolutions, would round
+    their factors to 10 bits. The U-Nets run in half precision, and the refinement wants exact sums.
+    """
+    if option == "cpu":
         return torch.device("cpu")
-    return torch.device("cuda" if option == "auto" else option)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    trouble = gpu_trouble()
+    if trouble is None:
+        return torch.device("cuda")
+    if option == "cuda":
+        raise InputError(f"--device cuda: {trouble}, expected a GPU that this PyTorch can use (or --device cpu)")
+    report.warn(f"No GPU: running on the CPU ({trouble}).")
+    return torch.device("cpu")
+
+
+def gpu_trouble() -> str | None:
+    """Why there is no GPU that computes, tried by a convolution; None where there is one."""
+    with python_warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned of
+        python_warnings.simplefilter("always")
+        try:
+            if torch.cuda.is_available():
+                ones = torch.ones(1, 1, 3, 3, 3, device="cuda")
+                total = float(torch.nn.functional.conv3d(ones, ones).cpu())
+                return None if total == ones.numel() else f"it sums {ones.numel()} ones to {total}"
+        except (RuntimeError, AssertionError, OSError) as error:  # AssertionError: PyTorch was built without CUDA
+            return first_line(error)
+    return first_line(said[0].message) if said else "there is none"
 
 
 def register(
-    fixed: Subject, moving: Subject, cascade: Cascade, refinement: str, device: torch.device, report: Report
+    fixed: Subject,
+    moving: Subject,
+    cascade: Cascade,
+    refinement: str,
+    device: torch.device,
+    report: Report,
+    insist: bool = False,
 ) -> Transform:
-    """Registers two scans; ``refinement`` is off, fast or full. Says in ``report`` how well it went."""
+    """Registers two scans; ``refinement`` is off, fast or full. Says in ``report`` how well it went.
+
+    Where the GPU cannot be used, the CPU takes over, with a warning; not so if the user ``insist``s on the device.
+    """
     with report.timed("prepare"):
         pair = prepare(fixed, moving, cascade.settings.network_size)
     with report.timed("cascade"):
-        found = on_device("The cascade", lambda where: predict(pair, cascade, where, report), device, report)
+        found = on_device("The cascade", lambda where: predict(pair, cascade, where, report), device, report, insist)
     result = found
     if refinement != "off":
         settings = REFINE[refinement]
@@ -60,21 +94,29 @@ def register(
                 lambda where: refine(fixed, moving, pair.affine, found.displacement.to(where), found.grid, settings),
                 device,
                 report,
+                insist,
             )
     return finish(pair, moving, result, report)
 
 
-def on_device(stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report) -> T:
-    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice."""
+def on_device(
+    stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report, insist: bool = False
+) -> T:
+    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice.
+
+    Likewise where driver or libraries cannot use the GPU, unless the user ``insist``s on it.
+    """
     try:
         return function(device)
     except RuntimeError as error:
-        if device.type == "cpu" or not out_of_memory(error):
+        if device.type == "cpu" or not (out_of_memory(error) or (gpu_unusable(error) and not insist)):
             raise
-        reason = str(error).partition("\n")[0].partition(". ")[0].rstrip(".")
+        why = "for lack of memory on the GPU" if out_of_memory(error) else "since the GPU cannot be used"
+        reason = first_line(error)
     # only here is nothing left of what the first attempt held: its traceback did
-    torch.cuda.empty_cache()
-    report.warn(f"{stage} was repeated on the CPU, for lack of memory on the GPU ({reason}).")
+    with suppress(RuntimeError):  # of a GPU that failed
+        torch.cuda.empty_cache()
+    report.warn(f"{stage} was repeated on the CPU, {why} ({reason}).")
     return function(torch.device("cpu"))
 
 
@@ -94,7 +136,8 @@ def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> C
     """The cascade as it runs fastest on a device in that precision."""
     if device.type == "cpu" and pays():
         return compiled(cascade, precision)
-    cascade = cascade.to(device)
+    if device.type != "cpu":  # a copy: from a GPU that fails, the weights could not be taken back
+        cascade = copy.deepcopy(cascade).to(device)
     cascade.precision = precision
     return cascade
 

@@ -1,20 +1,26 @@
 """The way through a GPU, on a pretended one: the CPU's results, and nothing that a real one would refuse."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import algorithm.register
+from algorithm.errors import InputError
 from algorithm.network import CascadeSettings
 from algorithm.prepare import prepare
+from algorithm.register import choose_device
+from algorithm.report import Report
 from algorithm.weights import load_cascade
 from baselines import ruehaak
-from tests.pretended_gpu import DeviceError, pretended_gpu
+from tests.pretended_gpu import DeviceError, on_gpu, pretended_gpu
 from tests.running import COARSE, call_main, field_array, pair_options, results
 from training import data, train
 from training.settings import TrainSettings
@@ -56,6 +62,94 @@ def test_the_pretended_gpu_does_what_a_real_one_would() -> None:
         assert torch.nn.Linear(3, 1).to("cuda")(there).is_cuda
         assert torch.equal(there.cpu(), here)
         assert here.copy_(there).device == torch.device("cpu")
+
+
+NO_KERNEL = RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+OLD_DRIVER = RuntimeError("CUDA driver version is insufficient for CUDA runtime version")
+NO_CUDA = AssertionError("Torch not compiled with CUDA enabled")
+
+
+def raising(error: Exception) -> Callable[..., object]:
+    def function(*_: object, **__: object) -> object:
+        raise error
+
+    return function
+
+
+def old_driver() -> bool:
+    """As PyTorch says it."""
+    warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found version 9).", stacklevel=2)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("place", "stand_in", "says"),
+    [
+        ("torch.nn.functional.conv3d", raising(NO_KERNEL), "no kernel image is available for execution on the device"),
+        ("torch.ones", raising(OLD_DRIVER), "CUDA driver version is insufficient"),
+        ("torch.ones", raising(NO_CUDA), "not compiled with CUDA"),
+        ("torch.ones", raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), "out of memory"),
+        ("torch.nn.functional.conv3d", lambda a, b: 0 * a.sum(), "sums 27 ones to 0.0"),
+        ("torch.cuda.is_available", raising(OLD_DRIVER), "CUDA driver version is insufficient"),
+        ("torch.cuda.is_available", old_driver, "driver on your system is too old"),
+        ("torch.cuda.is_available", lambda: False, "there is none"),
+    ],
+)
+def test_a_gpu_that_cannot_compute_is_none(
+    monkeypatch: pytest.MonkeyPatch, place: str, stand_in: Callable[..., object], says: str
+) -> None:
+    with pretended_gpu():
+        monkeypatch.setattr(place, stand_in)
+        report = Report()
+        assert choose_device("auto", report) == torch.device("cpu")
+        (warning,) = report.to_dict()["warnings"]
+        assert "running on the CPU" in warning and says in warning and "\n" not in warning
+        with pytest.raises(InputError, match=r"^--device cuda: .* expected a GPU") as refused:
+            choose_device("cuda", Report())
+        assert says in str(refused.value) and "\n" not in str(refused.value)
+        assert choose_device("cpu", Report()) == torch.device("cpu")
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("step", ["predict", "refine"])
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_a_gpu_that_fails_later(
+    tmp_path: Path,
+    example: Path,
+    small_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    step: str,
+    device: str,
+) -> None:
+    """It has code for the first convolution, but not for all. The user who asked for it is told, once."""
+    whole = getattr(algorithm.register, step)
+
+    def fails_there(*arguments: Any) -> object:
+        if any(on_gpu(a) or getattr(a, "type", "") == "cuda" for a in arguments):
+            raise NO_KERNEL
+        return whole(*arguments)
+
+    monkeypatch.setattr(algorithm.register, "fastest_precision", lambda _: torch.float32)
+    monkeypatch.setattr(algorithm.register, step, fails_there)
+    options = pair_options(example, tmp_path / "out", small_weights)
+    with pretended_gpu():
+        code = call_main(*options, "--refine=fast", f"--device={device}")
+    if device == "auto":
+        assert code == 0
+        assert any(
+            "CPU, since the GPU cannot be used (CUDA error: no ker" in w for w in results(tmp_path / "out")["warnings"]
+        )
+    else:
+        said = capfd.readouterr().err
+        assert code == 1 and "the GPU cannot be used: CUDA error: no kernel" in said and said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+def test_single_precision_is_single_precision() -> None:
+    with pretended_gpu():
+        choose_device("auto", Report())
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("refinement", ["off", "full"])

@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from algorithm.interface import write_results
 from algorithm.register import choose_device
 from algorithm.report import Report
 from algorithm.weights import FILE
+from tests.pretended_gpu import pretended_gpu
 from tests.running import call_main, pair_options, results
 
 
@@ -65,7 +67,8 @@ def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
 def test_device(monkeypatch: pytest.MonkeyPatch, option: str, gpu: bool, device: str, warns: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     report = Report()
-    assert choose_device(option, report) == torch.device(device)
+    with pretended_gpu() if gpu else nullcontext():
+        assert choose_device(option, report) == torch.device(device)
     assert ("No GPU" in " ".join(report.to_dict()["warnings"])) == warns
 
 
