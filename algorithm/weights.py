@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from algorithm.errors import InputError
+from algorithm.images import atomically
 from algorithm.network import Cascade, CascadeSettings
 
 FILE = "cascade.safetensors"
@@ -75,14 +76,19 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def save_cascade(folder: Path, cascade: Cascade, provenance: dict[str, Any]) -> None:
-    """Writes weights (half precision) and manifest; ``provenance`` is kept in the manifest as "training"."""
+    """Writes weights (half precision) and manifest; ``provenance`` is kept in the manifest as "training".
+
+    Each of the two is replaced as a whole or not at all; between them, the new weights are refused by the old manifest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to(torch.float16).contiguous() for name, value in cascade.state_dict().items()}
-    (folder / FILE).write_bytes(save(state))
+    content = save(state)
     manifest = {
         "file": FILE,
-        "sha256": hashlib.sha256((folder / FILE).read_bytes()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "settings": cascade.settings.to_dict(),
         "training": provenance,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    for name, data in ((FILE, content), (MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")):
+        with atomically(folder / name) as file:
+            file.write(data)

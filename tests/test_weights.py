@@ -1,7 +1,9 @@
 """Weights come back as they were saved, or are refused in one sentence."""
 
+import errno
 import hashlib
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +65,24 @@ def test_round_trip(cascade: Cascade, folder: Path) -> None:
         assert torch.equal(state[name], value.half().float()), name
     assert not loaded.cascade.training
     assert not any(p.requires_grad for p in loaded.cascade.parameters())
+
+
+def test_saving_that_fails_leaves_the_old_weights(
+    cascade: Cascade, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written to a file that is in use: it appears whole, or not at all."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with torch.no_grad():
+        next(cascade.parameters()).add_(1)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_cascade(folder, cascade, {"scans": 4})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    load_cascade(folder)
 
 
 def test_the_loaded_cascade_predicts_the_same(cascade: Cascade, folder: Path) -> None:
