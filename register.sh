@@ -4,9 +4,11 @@
 #   ./register.sh [OPTIONS] FIXED MOVING OUT    the displacement field, the warped moving image and results.json into OUT
 #   ./register.sh [OPTIONS]                     the same for the bundled example, into example/output
 #
-# OPTIONS go to `python -m algorithm` as they are: --refine off, --device cpu, --weights PATH, --field-layout itk, ...
+# OPTIONS go to `python -m algorithm` as they are: --refine off|fast|full, --device auto|cuda|cpu, --weights PATH,
+# --fixed-mask PATH, --moving-mask PATH, --field-layout auto|itk|grand-challenge, --field-grid fixed|network.
 # Each of them takes one value (--name VALUE or --name=VALUE), so that VALUE is never taken for a file; after `--` only
-# files follow. Exit code: that of the algorithm; 2 for wrong arguments.
+# files follow. --version and --help print something and do nothing else. Exit code: that of the algorithm; 2 for wrong
+# arguments.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -15,8 +17,18 @@ while [ $# -gt 0 ]; do
   case $1 in
     --) shift; files+=("$@"); break;;
     -h | --help) sed -n '/^#!/d; /^#/!q; s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit;;
-    --*=*) options+=("$1"); shift;;
-    --*) options+=("${@:1:2}"); shift $(($# > 1 ? 2 : 1));;
+    --version) sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/algorithm/__init__.py"; exit;;
+    -*)
+      case ${1%%=*} in
+        --fixed-mask | --moving-mask | --weights | --device | --refine | --field-layout | --field-grid) ;;
+        *) echo "register.sh: $1 is no option here, expected one of those in --help; files after --." >&2; exit 2;;
+      esac
+      case $1 in
+        *=*) options+=("$1"); shift;;
+        *)
+          [ $# -gt 1 ] || { echo "register.sh: $1 has no value, expected $1 VALUE." >&2; exit 2; }
+          options+=("$1" "$2"); shift 2;;
+      esac;;
     *) files+=("$1"); shift;;
   esac
 done

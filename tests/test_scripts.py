@@ -5,12 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from algorithm import __version__
-from algorithm.options import parse_serve
+from algorithm.options import Options, parse_serve
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -121,6 +122,41 @@ def test_register_help_sets_nothing_up(sandbox: Sandbox) -> None:
     assert done.returncode == 0
     assert "FIXED MOVING OUT" in done.stdout
     assert sandbox.calls == []
+
+
+def test_register_version_sets_nothing_up(sandbox: Sandbox) -> None:
+    done = sandbox.run("register.sh", "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
+    assert sandbox.calls == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nonsense"], ["--nonsense", "a", "b", "c"], ["--nonsense=1"], ["-v"], ["--output", "x"], ["--fixed=a"], ["-"]],
+)
+def test_register_refuses_options_that_it_does_not_know(sandbox: Sandbox, arguments: list[str]) -> None:
+    """Instead of running the example with them."""
+    done = sandbox.run("register.sh", *arguments)
+    assert (done.returncode, sandbox.calls, done.stdout) == (2, [], "")
+    assert (
+        done.stderr
+        == f"register.sh: {arguments[0]} is no option here, expected one of those in --help; files after --.\n"
+    )
+
+
+def test_register_asks_for_the_value_of_an_option(sandbox: Sandbox) -> None:
+    done = sandbox.run("register.sh", "a", "b", "c", "--device")
+    assert (done.returncode, sandbox.calls) == (2, [])
+    assert done.stderr == "register.sh: --device has no value, expected --device VALUE.\n"
+
+
+def test_register_knows_all_options_but_those_of_files_and_folders(sandbox: Sandbox) -> None:
+    said = sandbox.run("register.sh", "--help").stdout
+    for entry in fields(Options):
+        option = f"--{entry.name.replace('_', '-')}"
+        known = entry.name not in ("input", "output", "fixed", "moving")
+        assert (f"{option} " in said) == known
+        assert (sandbox.run("register.sh", option, "x", "a", "b", "c").returncode == 0) == known
 
 
 def test_setup_installs_once_and_again_after_an_edit(sandbox: Sandbox) -> None:
