@@ -110,7 +110,7 @@ def gpu_unusable(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in UNUSABLE_GPU)
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: object) -> str:
     """Of what a library says, the part that a sentence can quote."""
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
