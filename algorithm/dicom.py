@@ -301,8 +301,9 @@ def _check_one_ct_series(folder: Path, headers: list[_Header]) -> None:
     if len(series) > 1:
         listed = "; ".join(
             f"{uid}: {len(slices)} slice(s) of {slices[0].tags.get(DESCRIPTION) or 'no description'}"
-            for uid, slices in series.items()
+            for uid, slices in itertools.islice(series.items(), LISTED)
         )
+        listed += f"; and {len(series) - LISTED} more" if len(series) > LISTED else ""
         raise InputError(f"{folder}: holds {len(series)} DICOM series ({listed}), expected one")
 
 

@@ -207,6 +207,13 @@ def test_refuses_several_series_with_a_list(spoilt: Path) -> None:
     assert "1.2.3.4: 18 slice(s) of chest" in message and "1.2.3.5: 3 slice(s) of thin lung" in message
 
 
+def test_lists_only_a_few_of_many_series(tmp_path: Path) -> None:
+    for number in range(80):
+        write_series(tmp_path, chest((20, 17, 1)), {"0020|000e": f"1.2.{number}"}, f"{number}{{}}.dcm")
+    message = refusal(tmp_path)
+    assert "80 DICOM series" in message and "; and 76 more" in message and message.count("slice(s)") == 4
+
+
 @pytest.mark.parametrize(
     ("tags", "says"),
     [
