@@ -26,6 +26,7 @@ ENV HOME=/tmp \
 WORKDIR /opt/app
 COPY LICENSE ./
 COPY weights weights
+COPY imagefiles imagefiles
 COPY algorithm algorithm
 RUN chmod -R a+rX /opt/app
 

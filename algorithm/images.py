@@ -1,17 +1,13 @@
 """The door: scans, masks and fields read from files, checked, and written.
 
-Only here and in `algorithm.dicom` is SimpleITK used. Reading goes through it, but trusts neither the header nor the
-voxels. Writing is our own: a MetaImage header and raw little-endian slabs, because SimpleITK cannot stream and a
-full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
+Only here and in `algorithm.dicom` is SimpleITK used. Files are read by `imagefiles`, as in the evaluation; here their
+content is checked for being a chest. Writing is our own: a MetaImage header and raw little-endian slabs, because
+SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
 """
 
-import itertools
 import math
 import os
-import re
-import struct
 import uuid
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,21 +21,14 @@ from jaxtyping import Bool, Float32, Int16, Shaped
 from torch import Tensor
 
 from algorithm.dicom import find_series
-from algorithm.errors import InputError, out_of_memory
+from algorithm.errors import InputError
 from algorithm.geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
 from algorithm.network import AIR_HU
+from imagefiles import ENDINGS, FileError, ending, open_image, read_voxels
+from imagefiles import remarks as file_remarks
 
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
-
-ENDINGS = {
-    ".mha": "MetaImageIO",
-    ".mhd": "MetaImageIO",
-    ".nii": "NiftiImageIO",
-    ".nii.gz": "NiftiImageIO",
-    ".nrrd": "NrrdImageIO",
-}
-"""The file formats that are read, by the ending of the name in small letters."""
 
 SPACING_MM = (0.05, 20.0)
 MIN_VOXELS = 16
@@ -60,9 +49,6 @@ PARTIAL = ".{}.partial"
 """Name of a file that is being written."""
 
 _ELEMENT_TYPES = {torch.float32: "MET_FLOAT", torch.int16: "MET_SHORT", torch.uint8: "MET_UCHAR"}
-_BLOCK = 2**20
-_GZIP = b"\x1f\x8b"
-_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 
 @dataclass(frozen=True)
@@ -75,14 +61,6 @@ class Image:
     """Or the folder, for DICOM."""
     remarks: tuple[str, ...] = ()
     """A sentence for everything in which the voxels differ from what was stored, for the user to read."""
-
-
-def ending(path: Path) -> str | None:
-    """The supported ending of a file name, given in small letters; None when there is none.
-
-    In the name it may be in capitals, but not in both: ITK's NIfTI reader knows no `.Nii`.
-    """
-    return next((e for e in ENDINGS if path.name.endswith((e, e.upper()))), None)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -106,8 +84,8 @@ def read_image(path: Path) -> Image:
     else:
         reader = _open(path)
         grid = _scan_grid(path, reader)
-        stored = _execute(path, reader)
-        voxels, remarks = _values(path, sitk.GetArrayViewFromImage(stored).reshape(grid.shape))
+        voxels, remarks = _values(path, _voxels(path, reader).reshape(grid.shape))
+        remarks = (*(f"{path.name}: {remark}" for remark in file_remarks(path)), *remarks)
     return Image(voxels[None, None], grid, path, remarks)
 
 
@@ -118,8 +96,7 @@ def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
     """
     reader = _open(path)
     grid = _scan_grid(path, reader)
-    stored = _execute(path, reader)
-    mask = torch.from_numpy(sitk.GetArrayViewFromImage(stored).reshape(grid.shape) > MASK_ABOVE)[None, None]
+    mask = torch.from_numpy(_voxels(path, reader).reshape(grid.shape) > MASK_ABOVE)[None, None]
     if not mask.any():
         raise InputError(f"{path}: the mask has no voxel above {MASK_ABOVE}, expected some")
     return mask, grid
@@ -136,8 +113,7 @@ def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
             "expected a displacement field: 3-D with 3 components, or 4-D with 3 as its last size"
         )
     grid = _grid(path, *_geometry(reader))
-    stored = _execute(path, reader)
-    voxels = sitk.GetArrayViewFromImage(stored)
+    voxels = _voxels(path, reader)
     if vectors:
         voxels = np.moveaxis(voxels, -1, 0)
     displacement = np.empty((3, *grid.shape), dtype=np.float32)
@@ -156,59 +132,18 @@ def _is_folder(path: Path) -> bool:
 
 def _open(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header; any trouble with the file itself is an InputError."""
-    kind = ending(path)
-    if kind is None:
+    if ending(path) is None:
         raise InputError(
             f"{path}: is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}; "
             "DICOM is given as the folder of a series"
         )
     try:
         str(path).encode()  # SimpleITK aborts the process on names that are not UTF-8
-        with path.open("rb"):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror}), expected a readable file") from error
+        return open_image(path)
     except UnicodeEncodeError as error:
         raise InputError(f"{str(path)!a}: has a name that is not UTF-8, expected one that is") from error
-    if ENDINGS[kind] == "NiftiImageIO":
-        _check_nifti(path)
-    if ENDINGS[kind] == "MetaImageIO":
-        _check_meta(path)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO(ENDINGS[kind])  # else capital endings are unknown, and a wrong ending is guessed around
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError as error:
-        fault = "has axes that are not orthonormal" if "orthonormal" in str(error) else "has no readable header"
-        raise InputError(f"{path}: {fault}, expected a valid {kind} file") from error
-    return reader
-
-
-def _check_nifti(path: Path) -> None:
-    """InputError where ITK would silently read something else than the file says.
-
-    It replaces bad spacings by 1 mm, and takes the voxels of ``a.nii.gz`` from ``a.nii`` when both are there.
-    """
-    twin = path.with_suffix("")
-    if path.name.lower().endswith(".gz") and twin.exists():
-        raise InputError(
-            f"{path}: has {twin.name} beside it, which would be read instead, expected only one of the two"
-        )
-    spacing, _ = _nifti_header(path)
-    if not all(math.isfinite(s) and s > 0 for s in spacing):
-        raise InputError(f"{path}: has a spacing of {spacing}, expected positive numbers")
-
-
-def _check_meta(path: Path) -> None:
-    """InputError for a number of axes that would make ITK write beyond its arrays."""
-    header, _, _ = _head(path).partition(b"ElementDataFile")
-    for axes in re.findall(rb"(?m)^\s*NDims\s*[=:]?\s*(.*?)\s*$", header):
-        if not re.fullmatch(rb"[1-9]", axes):
-            raise InputError(
-                f"{path}: has no readable header (NDims is {os.fsdecode(axes)[:20]!a}), "
-                f"expected a valid {ending(path)} file"
-            )
+    except FileError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _geometry(reader: sitk.ImageFileReader) -> tuple[Size, Vector, Vector, np.ndarray]:
@@ -268,16 +203,16 @@ def _chest_grid(path: Path, size: Size, spacing: Vector, origin: Vector, directi
     return grid
 
 
-def _execute(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
-    """The voxels, still SimpleITK's: an array view of them is valid only as long as the caller holds this image."""
-    _check_stored(path, reader)
+def _voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "..."]:
+    """The values, as `imagefiles.read_voxels` has them."""
     try:
-        stored: sitk.Image = reader.Execute()
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise MemoryError(f"{path}: no room for its {math.prod(reader.GetSize())} voxels") from error
-        raise InputError(f"{path}: its voxels cannot be read, expected a whole {ending(path)} file") from error
-    return stored
+        return read_voxels(path, reader)
+    except FileError as error:
+        raise InputError(f"{path}: its voxels cannot be read: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: its voxels cannot be read ({error.strerror}), expected a whole file") from error
+    except MemoryError as error:
+        raise MemoryError(f"{path}: no room for its {math.prod(reader.GetSize())} voxels") from error
 
 
 def _values(
@@ -285,10 +220,10 @@ def _values(
 ) -> tuple[Int16[Tensor, "z y x"] | Float32[Tensor, "z y x"], tuple[str, ...]]:
     """The values, int16 where they are integers, else float32, and remarks on what was changed.
 
-    A copy, unless ``stored`` is an int16 array that owns its memory. Plane by plane, as scans can be large.
+    A copy, unless ``stored`` is an int16 array. Plane by plane, as scans can be large.
     """
     if stored.dtype == np.int16:
-        return torch.from_numpy(np.require(stored, requirements=("C", "OWNDATA"))), ()
+        return torch.from_numpy(np.ascontiguousarray(stored)), ()
     missing, beyond, whole = 0, 0, True
     for plane in stored:
         finite = _finite(plane)
@@ -324,99 +259,6 @@ def _tamed(plane: np.ndarray, finite: np.ndarray) -> np.ndarray:
 
 def _count_non_finite(plane: np.ndarray) -> int:
     return plane.size - int(np.isfinite(plane).sum())
-
-
-# --- is the file whole? ----------------------------------------------------------------------------------------------
-
-
-def _check_stored(path: Path, reader: sitk.ImageFileReader) -> None:
-    """InputError when voxels are missing or damaged in a way that SimpleITK (2.5.7) passes over in silence.
-
-    It reads a NIfTI file that is cut short as zeros from there on, and returns garbage for one flipped bit in
-    compressed MetaImage or NIfTI voxels: so the checksum of every compressed stream is verified here.
-    """
-    try:
-        if ENDINGS[ending(path) or ""] == "NiftiImageIO":
-            _, expected = _nifti_header(path)
-            length = _inflate(path, 0) if _head(path)[:2] == _GZIP else path.stat().st_size
-        else:
-            stream = _compressed_stream(path)
-            if stream is None:
-                return  # SimpleITK does notice when plain voxels are missing
-            voxel = sitk.GetArrayViewFromImage(sitk.Image(1, 1, reader.GetPixelIDValue())).itemsize
-            expected = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * voxel
-            length = _inflate(*stream)
-    except (zlib.error, EOFError) as error:
-        raise InputError(f"{path}: its compressed voxels are damaged ({error}), expected a whole file") from error
-    except OSError as error:
-        raise InputError(f"{path}: its voxels cannot be read ({error.strerror}), expected a whole file") from error
-    if length < expected:
-        raise InputError(f"{path}: is cut short at {length} of {expected} bytes, expected a whole file")
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_BLOCK)
-
-
-def _compressed_stream(path: Path) -> tuple[Path, int] | None:
-    """The file and the byte at which the compressed voxels of a MetaImage or NRRD file start; None when plain."""
-    head = _head(path)
-    if ENDINGS[ending(path) or ""] == "MetaImageIO":
-        data = re.search(rb"(?m)^ElementDataFile\s*=\s*(\S[^\r\n]*?)\s*?\n", head)
-        header = head[: data.end()] if data else b""
-        compressed = re.search(rb"(?mi)^CompressedData\s*=\s*(True|1)", header)
-    else:
-        blank = re.search(rb"\r?\n\r?\n", head)
-        header = head[: blank.end()] if blank else head
-        compressed = re.search(rb"(?mi)^encoding:\s*(gz|gzip)\s*$", header)
-        data = re.search(rb"(?mi)^data ?file:\s*(\S[^\r\n]*?)\s*$", header)
-        if re.search(rb"(?mi)^line ?skip:", header):
-            return None
-    if compressed is None:
-        return None
-    if data is None or data[1] == b"LOCAL":
-        return path, len(header)
-    if data[1].startswith(b"LIST") or b"%" in data[1]:
-        return None  # one file per slice
-    return path.parent / os.fsdecode(data[1]), 0
-
-
-def _inflate(path: Path, start: int) -> int:
-    """Length of a zlib or gzip stream once inflated; zlib.error or EOFError unless it is whole and undamaged."""
-    length, inflater = 0, zlib.decompressobj(wbits=_ZLIB_OR_GZIP)
-    with path.open("rb") as file:
-        file.seek(start)
-        while block := file.read(_BLOCK):
-            while block:
-                length += len(inflater.decompress(block, 4 * _BLOCK))
-                block = inflater.unconsumed_tail
-                if inflater.eof and inflater.unused_data[:2] == _GZIP:  # gzip files may be concatenated
-                    block, inflater = inflater.unused_data, zlib.decompressobj(wbits=_ZLIB_OR_GZIP)
-    if not inflater.eof:
-        raise EOFError("the stream ends early")
-    return length
-
-
-def _nifti_header(path: Path) -> tuple[tuple[float, ...], int]:
-    """Spacing, and length in bytes of the whole file once inflated, as a NIfTI-1 or -2 header has them."""
-    head = _head(path)
-    with suppress(zlib.error):  # then the size below is wrong
-        head = zlib.decompressobj(wbits=_ZLIB_OR_GZIP).decompress(head, 540) if head[:2] == _GZIP else head
-    for order, header_size in itertools.product("<>", (348, 540)):
-        if len(head) >= header_size and struct.unpack_from(order + "i", head)[0] == header_size:
-            break
-    else:
-        raise InputError(f"{path}: has no readable header, expected a NIfTI header of 348 or 540 bytes")
-    # dim, pixdim, bitpix, vox_offset
-    fields = (("8h", 40), ("8f", 76), ("h", 72), ("f", 108))
-    if header_size == 540:
-        fields = (("8q", 16), ("8d", 104), ("h", 14), ("q", 168))
-    dim, spacing, (bits,), (start,) = (struct.unpack_from(order + form, head, place) for form, place in fields)
-    if not math.isfinite(start):
-        raise InputError(f"{path}: has no readable header (voxels at {start}), expected a valid {ending(path)} file")
-    sizes: tuple[int, ...] = dim[1 : dim[0] + 1]
-    return spacing[1:4], int(start) + math.prod(sizes) * int(bits) // 8
 
 
 # --- the same scan, stored along the world axes ----------------------------------------------------------------------

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from algorithm.dicom import holds_dicom
 from algorithm.errors import InputError
-from algorithm.images import ENDINGS, PARTIAL, Layout, atomically, ending
+from algorithm.images import PARTIAL, Layout, atomically
+from imagefiles import ENDINGS, ending
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
@@ -108,7 +109,9 @@ def _find_inputs(root: Path) -> Inputs:
     in_folders = {role: _candidates(root / "images" / role, role) for role in SLUGS}
     for role in REQUIRED:
         in_folders[role] += _candidates(root / "images" / SLUGS[role], role)
-    by_name = {role: [p for p in _images(root) if image_name(p).replace("_", "-") == role] for role in SLUGS}
+    by_name = {
+        role: [p for p in _images(root, links=True) if image_name(p).replace("_", "-") == role] for role in SLUGS
+    }
     for role in REQUIRED:
         by_name[role] += _dicom(root / role)
     candidates = in_folders if any(in_folders[role] for role in REQUIRED) else by_name
@@ -167,24 +170,33 @@ def _sockets(file: Path) -> dict[str, str]:
 
 def _candidates(folder: Path, role: str) -> list[Path]:
     """The images in the folder, and the folder itself when a DICOM series may lie in it and the role is a scan's."""
-    return _images(folder) + (_dicom(folder) if role in REQUIRED else [])
+    return _images(folder, links=True) + (_dicom(folder) if role in REQUIRED else [])
 
 
 def _dicom(folder: Path) -> list[Path]:
     return [folder] if folder.is_dir() and holds_dicom(folder) else []
 
 
-def _images(folder: Path) -> list[Path]:
-    """Files in the folder with a supported ending, hidden ones left out; none when there is no folder."""
+def _images(folder: Path, links: bool = False) -> list[Path]:
+    """Files in the folder with a supported ending, hidden ones left out; none when there is no folder.
+
+    With ``links`` also those to nothing, so that reading them tells of it.
+    """
     try:
         files = sorted(folder.iterdir()) if folder.is_dir() else []
-        return [p for p in files if ending(p) and not p.name.startswith(".") and p.is_file()]
+        images = [p for p in files if ending(p) and not p.name.startswith(".")]
+        return [p for p in images if p.is_file() or (links and _to_nothing(p))]
     except OSError as error:
         raise _closed(folder, error) from error
 
 
+def _to_nothing(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
 def _single(root: Path, role: str, candidates: list[Path], relative: str | None = None) -> Path:
-    """The only candidate; InputError that says what was looked for and what was there."""
+    """The only candidate, links to nothing only without others; InputError that says what was expected and there."""
+    candidates = [p for p in candidates if not _to_nothing(p)] or candidates
     if len(candidates) == 1:
         return candidates[0]
     places = f"images/{role}/, images/{SLUGS[role]}/ or {role}.*" if role in REQUIRED else f"images/{role}/ or {role}.*"

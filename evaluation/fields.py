@@ -26,12 +26,12 @@ import SimpleITK as sitk
 from jaxtyping import Float, Shaped
 from nibabel.filebasedimages import ImageFileError
 from nibabel.loadsave import load as load_nifti
-from nibabel.nifti1 import Nifti1Header, Nifti1Image
+from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import zoom
 
 from evaluation.errors import CaseError, short
-from evaluation.images import ENDINGS, Grid, check_whole, open_image, read_image
+from evaluation.images import ENDINGS, Grid, open_image, place, read_image, read_voxels
 
 EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
 TRANSFORMS = (".h5", ".hdf5", ".tfm")
@@ -105,47 +105,43 @@ def same_grid(a: sitk.Image, b: sitk.Image) -> bool:
 
 
 def _read_itk(path: Path) -> sitk.Image:
-    """Vectors, or scalars with a fourth axis: component by component, which halves the memory."""
+    """Vectors, or scalars with a fourth axis: those component by component, which halves the memory."""
     reader = _open(path)
     if _is_nifti(path):
         return _read_nifti(path, reader)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) == 3 and components == 3:
-        if reader.GetPixelID() != sitk.sitkVectorFloat32:  # else it would copy
-            reader.SetOutputPixelType(sitk.sitkVectorFloat32)
-        field: sitk.Image = reader.Execute()
-        return field
+        return _image(np.asarray(read_voxels(path, reader), np.float32), reader)
     if len(size) != 4 or size[3] != 3 or components != 1:
         raise CaseError(
             f"{path.name}: has size {size} and {components} component(s), "
             "expected a displacement field: 3-D with 3 components, or 4-D with 3 as the last size"
         )
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    reader.SetExtractSize([*size[:3], 0])
-    images = []
-    for component in range(3):
-        reader.SetExtractIndex([0, 0, 0, component])
-        images.append(reader.Execute())
-    field = sitk.Compose(images)
+    voxels = read_voxels(path, reader)
+    images = [sitk.GetImageFromArray(np.asarray(scalars, np.float32)) for scalars in voxels]
+    del voxels
+    field: sitk.Image = sitk.Compose(images)
+    place(field, reader)
     return field
 
 
 def _read_nifti(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
-    """The values by nibabel, as they are stored: SimpleITK (2.5.7) turns some signs by the intent, of [x y z 3] the
-    wrong ones. The grid by SimpleITK, as of the scans.
-    """
-    stored = load_nifti(path)
-    shape = stored.shape if isinstance(stored, Nifti1Image) else ()
-    if not isinstance(stored, Nifti1Image) or shape[3:] not in ((3,), (1, 3)):
-        raise CaseError(f"{path.name}: has the shape {shape}, expected a displacement field: [x y z 3] or [x y z 1 3]")
-    signs = _nifti_signs(path, stored.header, len(shape))
-    values = stored.get_fdata(dtype=np.float32, caching="unchanged").reshape((*shape[:3], 3))
-    field = sitk.GetImageFromArray(np.multiply(values.transpose(2, 1, 0, 3), signs, order="C"), isVector=True)
-    dimension = reader.GetDimension()
-    field.SetOrigin(reader.GetOrigin()[:3])
-    field.SetSpacing(reader.GetSpacing()[:3])
-    field.SetDirection(np.array(reader.GetDirection()).reshape(dimension, dimension)[:3, :3].ravel())
-    return field
+    """The signs by the header, which nibabel tells whole. Of vectors with intent 1006 `read_voxels` has turned them."""
+    header = load_nifti(path).header
+    assert isinstance(header, Nifti1Header)
+    size, components = reader.GetSize(), reader.GetNumberOfComponents()
+    if (size[3:], components) not in (((3,), 1), ((1, 3), 1), ((), 3), ((1,), 3)):
+        raise CaseError(
+            f"{path.name}: has size {size} and {components} component(s), expected a displacement field: [x y z 3] or "
+            "[x y z 1 3]"
+        )
+    signs = _nifti_signs(path, header, len(size) if components == 1 else 5)
+    if components == 3 and int(header["intent_code"]) == DISPVECT:
+        signs = np.ones(3, np.float32)
+    values = read_voxels(path, reader)
+    if components == 1:
+        values = np.moveaxis(values, 0, -1)
+    return _image(np.multiply(values, signs, dtype=np.float32).reshape(*size[2::-1], 3), reader)
 
 
 def _nifti_signs(path: Path, header: Nifti1Header, axes: int) -> Float[np.ndarray, " 3"]:
@@ -215,13 +211,11 @@ def _parts(transform: sitk.Transform) -> list[sitk.Transform]:
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header of a whole file."""
+    """A reader that has read the header."""
     if not path.name.endswith(ENDINGS):
         known = ", ".join((*ENDINGS, *TRANSFORMS))
         raise CaseError(f"{path.name}: is no known kind of field, expected a name that ends in {known}")
-    reader = open_image(path)
-    check_whole(path, reader)
-    return reader
+    return open_image(path)
 
 
 def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> sitk.Image:
@@ -255,7 +249,7 @@ def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
             f"{path.name}: has size {reader.GetSize()} and {reader.GetNumberOfComponents()} component(s), "
             "expected the four axes of a Learn2Reg field"
         )
-    array: np.ndarray = sitk.GetArrayFromImage(reader.Execute()).T
+    array: np.ndarray = read_voxels(path, reader).T
     return array
 
 
@@ -310,7 +304,7 @@ def _read_empire10(folder: Path, fixed: Grid | None) -> sitk.Image:
                 f"{folder.name}/{name}: has size {image.GetSize()} and spacing {image.GetSpacing()}, "
                 f"expected {grid.GetSize()} and {grid.GetSpacing()}"
             )
-        _place(image, grid)
+        place(image, grid)
     return _mapped(sitk.Compose(images), _direction(grid))
 
 
@@ -413,14 +407,8 @@ def _mapped(field: sitk.Image, matrix: Matrix) -> sitk.Image:
 
 def _image(vectors: Float[np.ndarray, "z y x 3"], grid: Grid) -> sitk.Image:
     image = sitk.GetImageFromArray(vectors, isVector=True)
-    _place(image, grid)
+    place(image, grid)
     return image
-
-
-def _place(image: sitk.Image, grid: Grid) -> None:
-    image.SetOrigin(grid.GetOrigin())
-    image.SetSpacing(grid.GetSpacing())
-    image.SetDirection(grid.GetDirection())
 
 
 def _four_axes(field: sitk.Image) -> sitk.Image:

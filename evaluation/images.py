@@ -1,15 +1,18 @@
 """Image files: which there are, their headers, and reading them whole."""
 
-import gzip
-import math
-import zlib
+import logging
 from pathlib import Path
 
+import numpy as np
 import SimpleITK as sitk
+from jaxtyping import Shaped
 
+import imagefiles
 from evaluation.errors import CaseError, short
 
-ENDINGS = (".mha", ".mhd", ".nii.gz", ".nii", ".nrrd")
+log = logging.getLogger(__name__)
+
+ENDINGS = tuple(imagefiles.ENDINGS)
 
 Grid = sitk.Image | sitk.ImageFileReader
 """What says where voxels lie: an image, or a reader that has read the header of one."""
@@ -26,51 +29,54 @@ def find_image(folder: Path, name: str) -> Path | None:
 
 
 def open_image(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header; SimpleITK's RuntimeError when there is none."""
+    """A reader that has read the header. CaseError when there is none, or when it contradicts itself."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # SimpleITK (2.5.7) would end the process
         raise CaseError(f"{short(path)}: its path is not in UTF-8, expected one that is") from error
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    return reader
+    try:
+        return imagefiles.open_image(path)
+    except imagefiles.FileError as error:
+        raise CaseError(f"{short(path)} cannot be read: {error}") from error
 
 
-def check_whole(path: Path, reader: sitk.ImageFileReader) -> None:
-    """CaseError for a NIfTI file cut short, which SimpleITK (2.5.7) reads as zeros from there on, without a word."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    voxel_bytes = sitk.GetArrayViewFromImage(sitk.Image(1, 1, reader.GetPixelIDValue())).itemsize
-    voxels = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    expected = int(float(reader.GetMetaData("vox_offset"))) + voxels * voxel_bytes
-    length = 0
-    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-        while block := file.read(2**22):  # to the end, where gzip checks its sum
-            length += len(block)
-    if length < expected:
-        raise CaseError(f"{path.name}: is cut short at {length} of {expected} bytes, expected a whole file")
+def read_voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "..."]:
+    """The values, axes in reverse order, components last. CaseError unless there are just those that the header says.
+
+    Where the header leaves open where they lie, the log says so.
+    """
+    try:
+        voxels: np.ndarray = imagefiles.read_voxels(path, reader)
+    except imagefiles.FileError as error:
+        raise CaseError(f"{short(path)} cannot be read: {error}") from error
+    except OSError as error:
+        raise CaseError(f"{short(path)} cannot be read ({error.strerror}), expected a whole file") from error
+    for remark in imagefiles.remarks(path):
+        log.warning("%s: %s", short(path), remark)
+    return voxels
 
 
 def read_image(path: Path) -> sitk.Image:
     """A 3-D image of one component. CaseError when it is another, or broken."""
     reader = read_grid(path)
-    try:
-        if reader.GetNumberOfComponents() != 1:
-            raise CaseError(f"{short(path)} has {reader.GetNumberOfComponents()} components, expected one")
-        check_whole(path, reader)
-        image: sitk.Image = reader.Execute()
-    except (RuntimeError, OSError, EOFError, zlib.error) as error:
-        raise CaseError(f"{short(path)} cannot be read as an image") from error
+    if reader.GetNumberOfComponents() != 1:
+        raise CaseError(f"{short(path)} has {reader.GetNumberOfComponents()} components, expected one")
+    image = sitk.GetImageFromArray(read_voxels(path, reader), isVector=False)
+    place(image, reader)
     return image
 
 
 def read_grid(path: Path) -> sitk.ImageFileReader:
     """The header of a 3-D image. CaseError when it is of another dimension, or there is none."""
-    try:
-        reader = open_image(path)
-    except RuntimeError as error:
-        raise CaseError(f"{short(path)} cannot be read as an image") from error
+    reader = open_image(path)
     if reader.GetDimension() != 3:
         raise CaseError(f"{short(path)} has the size {reader.GetSize()}, expected a 3-D image")
     return reader
+
+
+def place(image: sitk.Image, grid: Grid) -> None:
+    """Puts a 3-D image where the first three axes of the grid lie."""
+    n = grid.GetDimension()
+    image.SetOrigin(grid.GetOrigin()[:3])
+    image.SetSpacing(grid.GetSpacing()[:3])
+    image.SetDirection(np.array(grid.GetDirection()).reshape(n, n)[:3, :3].ravel())

@@ -210,6 +210,15 @@ def test_nifti_vectors_that_are_voxels_by_name_and_mm_by_header_are_refused(tmp_
     refused(tmp_path / "disp_1_1.nii.gz", "its name says voxels", blank(OBLIQUE))
 
 
+def test_learn2reg_in_nifti_needs_no_place(tmp_path: Path) -> None:
+    array = np.random.default_rng(1).normal(size=(*OBLIQUE.size, 3)).astype(np.float32)
+    for name, affine in (("disp_1_1.nii.gz", None), ("disp_2_2.nii.gz", np.eye(4))):
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / name)
+    assert nibabel.load(tmp_path / "disp_1_1.nii.gz").header["sform_code"] == 0
+    placed = read_field(tmp_path / "disp_2_2.nii.gz", blank(OBLIQUE))
+    assert_same(read_field(tmp_path / "disp_1_1.nii.gz", blank(OBLIQUE)), placed)
+
+
 # --- Learn2Reg at half the resolution --------------------------------------------------------------------------------
 
 
@@ -408,7 +417,7 @@ def test_convert_leaves_no_half_field(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.mha", "b.mha"], "missing.mha: cannot be read"),
+        (["missing.mha", "b.mha"], "missing.mha cannot be read"),
         (["a.mha", "b.txt"], "b.txt: is no name for itk"),
         (["a.mha", "folder.mha"], "folder.mha: is a folder"),
         (["a.mha", "a.mha/b.mha"], "a.mha: cannot be written"),

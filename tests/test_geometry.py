@@ -698,7 +698,7 @@ def test_warp_image_far_outside_is_all_fill() -> None:
 # --- where the conventions are kept ----------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("algorithm", "phantom", "training")
+FOLDERS = ("algorithm", "imagefiles", "phantom", "training")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -728,13 +728,15 @@ def test_simpleitk_is_used_in_two_files_of_the_algorithm_only() -> None:
 
 def test_imports_go_one_way() -> None:
     forbidden = {
+        "imagefiles": {"algorithm", "phantom", "training", "evaluation", "tests", "torch"},
         "algorithm": {"phantom", "training", "evaluation", "tests"},
+        "evaluation": {"algorithm", "phantom", "training", "tests", "torch"},
         "phantom": {"training", "evaluation", "tests"},
         "training": {"tests"},
     }
     for folder, names in forbidden.items():
         files = sources(folder)
-        assert any("algorithm" in imported(path) for path in files)
+        assert any({"imagefiles", folder} & imported(path) for path in files)
         assert {path.name: imported(path) & names for path in files if imported(path) & names} == {}
 
 

@@ -182,6 +182,18 @@ def test_several_files_are_refused(tmp_path):
     assert "moving-mask.mha, moving_mask.mha for moving-mask" in refusal(tmp_path)
 
 
+@pytest.mark.parametrize("place", ["fixed.mha", "images/fixed/a.mha"])
+def test_a_link_to_nothing_is_found_so_that_reading_it_tells(tmp_path, place):
+    touch(tmp_path, "moving.mha", "images/moving/b.mha")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).symlink_to("gone.mha")
+    if place == "fixed.mha":
+        (tmp_path / "images" / "moving" / "b.mha").unlink()
+    assert find_inputs(tmp_path).fixed == tmp_path / place
+    touch(tmp_path, str(Path(place).with_suffix(".nii")))
+    assert find_inputs(tmp_path).fixed == (tmp_path / place).with_suffix(".nii")
+
+
 def test_image_name():
     names = ("a.mha", "a.nii.gz", "a.b.NRRD", "a", ".mha")
     assert [image_name(Path(n)) for n in names] == ["a", "a", "a.b", "a", ""]
