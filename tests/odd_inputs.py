@@ -5,8 +5,10 @@
 Every input is made from a phantom pair and given to the main program by tests/test_odd_inputs.py.
 """
 
+import gzip
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -280,6 +282,63 @@ def detached_nrrd(desk: Desk) -> Path:
     return path
 
 
+def header_with(name: str, pattern: bytes, by: bytes, compressed: bool = False) -> Make:
+    """The fixed scan in a file of that kind, its header changed."""
+
+    def spoil(content: bytearray) -> bytes:
+        spoilt = re.sub(pattern, by, content, count=1)
+        assert spoilt != content
+        return spoilt
+
+    return spoilt(name, spoil, compressed)
+
+
+def nifti_with(form: str, place: int, *numbers: float) -> Make:
+    """The fixed scan in NIfTI, with other numbers in its header."""
+
+    def spoil(content: bytearray) -> bytes:
+        struct.pack_into(f"<{form}", content, place, *numbers)
+        return content
+
+    return spoilt("fixed.nii", spoil)
+
+
+def bare_array(content: bytearray) -> bytes:
+    """As nibabel writes an array without an affine."""
+    struct.pack_into("<2h", content, 252, 0, 0)
+    struct.pack_into("<3f", content, 80, 1.0, 1.0, 1.0)
+    return content
+
+
+def voxels_outside(desk: Desk) -> Path:
+    """The header names its voxels in another folder."""
+    (desk.folder / "header").mkdir()
+    path = desk.write(desk.scan(), "header/fixed.mhd")
+    path.with_suffix(".raw").rename(desk.folder / "fixed.raw")
+    path.write_text(path.read_text().replace("fixed.raw", "../fixed.raw"))
+    return path
+
+
+def nrrd_outside(desk: Desk) -> Path:
+    (desk.folder / "header").mkdir()
+    path = desk.write(desk.scan(), "header/fixed.nhdr")
+    raw = path.with_suffix(".raw").rename(desk.folder / "fixed.raw")
+    path.write_text(path.read_text().replace("fixed.raw", str(raw)))
+    return path
+
+
+def inflated(desk: Desk) -> Path:
+    """300 KB that become 300 MB."""
+    path = desk.write(desk.scan(), "fixed.nii")
+    path.write_bytes(gzip.compress(path.read_bytes() + bytes(300 * 2**20)))
+    return path.rename(desk.folder / "fixed.nii.gz")
+
+
+def link_to_nothing(desk: Desk) -> None:
+    copy(desk, "moving.mha")
+    (desk.folder / "fixed.mha").symlink_to("elsewhere/scan.mha")
+
+
 def link_loop(desk: Desk) -> Path:
     (desk.folder / "fixed.mha").symlink_to("moving.mha")
     (desk.folder / "moving.mha").symlink_to("fixed.mha")
@@ -505,6 +564,22 @@ TABLE: dict[str, list[OddInput]] = {
         refused("origin NaN", spoilt("fixed.nii", nan_origin), "finite origin"),
         refused("skewed axes", header(TransformMatrix="1 0.1 0 0 1 0 0 0 1"), "orthonormal"),
         refused("axes that span no volume", header(TransformMatrix="1 0 0 1 0 0 0 0 1"), "orthonormal"),
+        refused(".mha without spacing", header_with("fixed.mha", rb"ElementSpacing = .*\n", b""), "no spacing"),
+        refused(".nrrd without spacing", header_with("fixed.nrrd", rb"space directions: .*\n", b""), "no spacing"),
+        refused(
+            ".nrrd with spacings NaN",
+            header_with("fixed.nrrd", rb"space directions: .*\n", b"spacings: nan nan nan\n"),
+            "spacings 'nan nan nan'",
+        ),
+        refused("NIfTI made from an array", spoilt("fixed.nii", bare_array), "neither a spacing nor a position"),
+        warned(
+            "NIfTI with a spacing but without qform and sform",
+            nifti_with("2h", 252, 0, 0),
+            "does not say where it lies",
+        ),
+        refused("NIfTI with pixdim against sform", nifti_with("3f", 80, 1.0, 1.0, 1.0), "but its pixdim is 1 × 1 × 1"),
+        refused("NIfTI with qform against sform", nifti_with("f", 268, 77.0), "voxels apart"),
+        refused("two spacings", header_with("fixed.mha", rb"Elem", b"ElementSpacing = 1 1 1\nElem"), "twice"),
     ],
     "Values": [
         same("uint16, 1024 higher than HU", values(lambda hu: (hu + 1024).clip(0).astype(np.uint16)), SUBTRACTED),
@@ -576,6 +651,25 @@ TABLE: dict[str, list[OddInput]] = {
             "differ more than every second one",
         ),
         refused("DICOM with ten phases in one series", role_file(ten_phases), "10 slices or more at each of 34 places"),
+        same(
+            "compressed .mha without CompressedDataSize",
+            header_with("fixed.mha", rb"CompressedDataSize = \d+\n", b"", compressed=True),
+            masks=True,
+        ),
+        refused(
+            "compressed .mha with a wrong CompressedDataSize",
+            header_with("fixed.mha", rb"(CompressedDataSize = \d+)\d\d", rb"\g<1>00", compressed=True),
+            "compressed bytes",
+        ),
+        refused("compressed .nrrd with one bit flipped", spoilt("fixed.nrrd", flipped_bit, compressed=True), "damaged"),
+        refused("bytes after the voxels", spoilt("fixed.mha", lambda content: content + bytes(1000)), "promises"),
+        refused("fewer slices by its header than are there", header(DimSize="36 30 30"), "promises"),
+        refused("a small stream of 300 MB", role_file(inflated), "holds more than the"),
+        refused(".mhd that names voxels in another folder", role_file(voxels_outside), "outside its folder"),
+        refused(".nhdr that names voxels in another folder", role_file(nrrd_outside), "outside its folder"),
+        same(".nhdr", role_file(lambda desk: desk.write(desk.scan(), "fixed.nhdr")), masks=True),
+        refused(".mhd whose voxels are not there, by name", role_file(without_voxels), "'fixed.raw' cannot be read"),
+        refused("gzip called .nii", spoilt("fixed.nii", lambda content: gzip.compress(content)), "expected .nii.gz"),
     ],
     "Folders": [
         refused(
@@ -587,6 +681,7 @@ TABLE: dict[str, list[OddInput]] = {
             "no moving image", in_folder(lambda desk: copy(desk, "fixed.mha", "notes.txt")), "found no image for moving"
         ),
         refused("nothing at all", in_folder(lambda desk: None), "the folder has no files"),
+        refused("a link to nothing", in_folder(link_to_nothing), "a link to 'elsewhere/scan.mha', which is not there"),
         refused("inputs.json that is no JSON", in_folder(no_json), "not valid JSON"),
         refused(
             "inputs.json without a moving image",
