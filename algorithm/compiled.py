@@ -4,6 +4,9 @@ The graph is built from the network's parameters, operation by operation, and co
 they first come: nothing is traced, stored or downloaded. Measured: `python -m benchmarks.forward`.
 """
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -63,7 +66,28 @@ class CompiledUNet(nn.Module):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # two runs would pin their threads to the same cores
         }
-        return openvino.Core().compile_model(_graph(self.unet, shape), "CPU", options)
+        with signal_stack_kept():
+            return openvino.Core().compile_model(_graph(self.unet, shape), "CPU", options)
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def signal_stack_kept() -> Iterator[None]:
+    """The thread's alternate signal stack is afterwards what it was.
+
+    OpenVINO (2026.4) leaves one that is too small for Python's handlers: a SIGTERM would end in a segmentation fault.
+    """
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def _graph(unet: UNet, shape: tuple[int, ...]) -> Any:

@@ -28,6 +28,9 @@ MOST_ALTERNATING = 1.08
 """Of `_alternation`. In 44 scans, with much noise added or not, it was 1.005 at most; with the slices of two phases of
 breathing in turn 1.14 or more, of two breath-holds above 1.8."""
 LISTED = 5
+"""A sentence names so many kinds of objects or acquisitions,"""
+LISTED_SERIES = 4
+"""and so many series."""
 
 SERIES, DESCRIPTION, MODALITY, IMAGE_TYPE = "0020|000e", "0008|103e", "0008|0060", "0008|0008"
 CLASS, ACQUISITION = "0008|0016", "0020|0012"
@@ -301,9 +304,9 @@ def _check_one_ct_series(folder: Path, headers: list[_Header]) -> None:
     if len(series) > 1:
         listed = "; ".join(
             f"{uid}: {len(slices)} slice(s) of {slices[0].tags.get(DESCRIPTION) or 'no description'}"
-            for uid, slices in itertools.islice(series.items(), LISTED)
+            for uid, slices in itertools.islice(series.items(), LISTED_SERIES)
         )
-        listed += f"; and {len(series) - LISTED} more" if len(series) > LISTED else ""
+        listed += f"; and {len(series) - LISTED_SERIES} more" if len(series) > LISTED_SERIES else ""
         raise InputError(f"{folder}: holds {len(series)} DICOM series ({listed}), expected one")
 
 

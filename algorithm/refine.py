@@ -20,8 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
@@ -44,7 +43,7 @@ from algorithm.keypoints import KeypointSettings, find_keypoints
 from algorithm.lungs import LungMask, crop_grid
 from algorithm.network import AIR_HU
 from algorithm.objective import Keypoints, Weights, ngf_distance, objective
-from algorithm.objective.local_correlation import local_correlation_distance, local_statistics
+from algorithm.objective.local_correlation import dilated, local_correlation_distance, local_statistics
 from algorithm.objective.mind import mind_distance, mind_ssc
 from algorithm.objective.sampled_correlation import SampledCorrelation, applies
 from algorithm.prepare import Prepared, Subject
@@ -286,11 +285,6 @@ def distance(
     return lambda warped, mask: local_correlation_distance(
         fixed, warped, mask, noise_hu=settings.noise_hu, statistics=known
     )
-
-
-def dilated(mask: Bool[Tensor, "1 1 z y x"], voxels: int) -> Bool[Tensor, "1 1 z y x"]:
-    """The mask and the cubes of ``voxels`` in every direction around it."""
-    return F.max_pool3d(mask.float(), 2 * voxels + 1, stride=1, padding=voxels) > 0
 
 
 def _moving_grid(source: Grid, grid: Grid, affine: Affine, spacing_mm: float) -> Grid:

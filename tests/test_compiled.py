@@ -1,5 +1,7 @@
 """The compiled U-Nets give the numbers of torch's."""
 
+import signal
+
 import pytest
 import torch
 
@@ -73,3 +75,15 @@ def test_it_serves_on_the_cpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> 
     assert all(isinstance(level, CompiledUNet) for level in chosen.levels)
     monkeypatch.setattr(register, "pays", lambda: False)
     assert register.fastest(cascade, torch.device("cpu"), torch.float32) is cascade
+
+
+def test_a_signal_still_finds_its_handler() -> None:
+    """OpenVINO's alternate signal stack is too small for it: the process would end by a segmentation fault."""
+    before = signal.signal(signal.SIGTERM, lambda *_: caught.append(True))
+    caught: list[bool] = []
+    try:
+        CompiledUNet(trained(UNet(SETTINGS.features), 1), torch.float32)(torch.rand(1, 2, 8, 8, 8))
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught == [True]

@@ -157,6 +157,8 @@ def test_a_whole_run(
     tmp_path: Path, example: Path, small_weights: Path, refinement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("algorithm.register.fastest_precision", lambda _: torch.float32)
+    monkeypatch.setattr("algorithm.register.pays", lambda: False)  # the CPU goes the GPU's way, to compare
+    monkeypatch.setattr("algorithm.refine.applies", lambda *_: False)
     cpu, gpu = tmp_path / "cpu", tmp_path / "gpu"
     assert call_main(*pair_options(example, cpu, small_weights), f"--refine={refinement}") == 0
     with pretended_gpu():

@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
+import algorithm.refine
 from algorithm.control_grid import smoothed
 from algorithm.geometry import Affine, Grid, displacement_at, doubled, resample, restored, warp, world_displacement
 from algorithm.images import Image
 from algorithm.lungs import LungMask
 from algorithm.objective import Keypoints, Weights
+from algorithm.objective.local_correlation import dilated
+from algorithm.objective.sampled_correlation import applies
 from algorithm.prepare import Subject
 from algorithm.refine import (
     Refined,
     RefineSettings,
     Similarity,
     _Level,
-    dilated,
     distance,
     for_lungs,
     for_voxels,
@@ -96,6 +98,23 @@ def test_both_directions_agree() -> None:
     lungs = resample(ball(GRID).float(), GRID, both.grid) > 0.5
     assert both.inconsistency_mm[lungs].mean() < 0.6
     assert error_mm(both, u).mean() < 0.3
+
+
+def test_the_compiled_way_leads_to_the_same_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    fixed, moving, u = known_pair()
+    settings = replace(QUICK, margin_mm=12.0, weights=weighted(alpha=20.0))
+    made: list[bool] = []
+    answers = {"compiled": lambda *images: made.append(applies(*images)) or made[-1], "general": lambda *_: False}
+    found = {}
+    for name, answer in answers.items():
+        monkeypatch.setattr(algorithm.refine, "applies", answer)
+        found[name] = refine(fixed, moving, Affine(), *nothing(), settings)
+    assert made == [True] * 4  # two levels, two directions
+    apart = (found["compiled"].displacement - found["general"].displacement).norm(dim=1, keepdim=True)
+    lungs = resample(ball(GRID).float(), GRID, found["general"].grid) > 0.5
+    assert apart[lungs].mean() < 0.02
+    assert error_mm(found["compiled"], u).mean() < error_mm(found["general"], u).mean() + 0.01
 
 
 def test_same_input_same_output_and_nothing_is_changed() -> None:
@@ -225,7 +244,7 @@ def test_the_images_count_where_both_are_seen() -> None:
         used.append(mask)
         return warped.sum()
 
-    level.distance = keep_mask
+    level.distance, level.sampled = keep_mask, None
     u_mm = (6.5, -1.0, 3.0)
     level._distance(torch.tensor(u_mm).reshape(1, 3, 1, 1, 1).expand(1, 3, *level.grid.coarsened().shape))
 

@@ -93,3 +93,8 @@ def box_sum(volume: Float[Tensor, "n c z y x"], window: int) -> Float[Tensor, "n
             total.narrow(axis, 0, size - shift).add_(volume.narrow(axis, shift, size - shift))
         volume = total
     return volume
+
+
+def dilated(mask: Bool[Tensor, "1 1 z y x"], voxels: int) -> Bool[Tensor, "1 1 z y x"]:
+    """The mask and the cubes of ``voxels`` in every direction around it."""
+    return box_sum(mask.float(), 2 * voxels + 1) > 0 if voxels else mask

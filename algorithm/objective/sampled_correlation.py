@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from algorithm.geometry import IndexMap
-from algorithm.objective.local_correlation import local_statistics
+from algorithm.objective.local_correlation import dilated, local_statistics
 
 
 def applies(mask: Bool[Tensor, "1 1 z y x"], moving: Float[Tensor, "1 1 zm ym xm"]) -> bool:
@@ -48,8 +48,8 @@ class SampledCorrelation:
         self.statistics = (_array(statistics.mean[0, 0]), _array(statistics.variance[0, 0]))
         self.index_map = IndexMap(*(np.ascontiguousarray(part) for part in index_map))
         self.floor = noise_hu**2
-        around = _dilated(mask)
-        reached = _dilated(F.max_pool3d(around.float(), 2) > 0)
+        around = dilated(mask, 1)
+        reached = dilated(F.max_pool3d(around.float(), 2) > 0, 1)
         self.inner, self.around, self.reached = (runs_of(part[0, 0]) for part in (mask, around, reached))
         shape = self.fixed.shape
         self.warped, self.seen = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -126,10 +126,6 @@ def _in_parts(kernel: Callable[..., None], runs: Int32[np.ndarray, "n 4"]) -> No
     with ThreadPoolExecutor(threads) as pool:
         for job in [pool.submit(kernel, part, *bounds[part : part + 2].tolist()) for part in range(threads)]:
             job.result()
-
-
-def _dilated(mask: Bool[Tensor, "1 1 z y x"]) -> Bool[Tensor, "1 1 z y x"]:
-    return F.max_pool3d(mask.float(), 3, stride=1, padding=1) > 0
 
 
 def _array(tensor: Tensor) -> np.ndarray:
