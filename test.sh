@@ -11,7 +11,7 @@ image=lung-registration:test
 "$python" -m ruff check
 "$python" -m ruff format --check
 "$python" -m mypy
-"$python" -m pytest
+"$python" -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 if ! docker info >/dev/null 2>&1; then
   echo "test.sh: docker does not answer, so the image was not tested."

@@ -38,8 +38,9 @@ def as_nobody(tmp_path: Path) -> Callable[[], AbstractContextManager[None]]:
     @contextmanager
     def body() -> Iterator[None]:
         user = os.geteuid()
-        for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-            folder.chmod(0o755)
+        for folder in (tmp_path, *tmp_path.parents):
+            if not folder.stat().st_mode & 0o001:  # pytest's own are closed to others
+                folder.chmod(0o755)
         if user == 0:
             os.seteuid(65534)
         try:

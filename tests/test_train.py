@@ -445,7 +445,7 @@ def test_the_exact_field_has_a_lower_loss_than_none_and_than_its_negative(scans:
         assert right < 0.5 * none < 0.5 * wrong
 
 
-@pytest.mark.parametrize(("config", "term"), [("proposed", "exact_error"), ("voxelmorph", "distance")])
+@pytest.mark.parametrize(("config", "term"), [("exact_field", "exact_error"), ("voxelmorph", "distance")])
 def test_the_loss_falls_on_a_fixed_pair(scans: list[TrainingScan], config: str, term: str) -> None:
     settings = replace(read_settings(CONFIG / f"{config}.toml"), features=TINY.features)
     torch.manual_seed(0)
