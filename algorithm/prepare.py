@@ -1,7 +1,5 @@
 """From two scans to what the cascade sees: lung masks, pre-alignment, crop, network grid."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -144,8 +142,7 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
 ) -> Prepared:
     """Pre-aligns, crops and resamples a pair; InputError when the two share too little."""
-    with one_thread():  # thousands of steps on few voxels: waking a second thread costs more than it does
-        affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
+    affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
     grid = crop_grid(fixed.lungs, settings.margin_mm, network_size)
     moving_grid = grid.padded(settings.moving_margin_vox)
     return Prepared(
@@ -157,17 +154,6 @@ def prepare(
         moving_grid,
         affine,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """In the body torch works with one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _hu(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z y x"]:
