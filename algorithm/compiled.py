@@ -5,6 +5,7 @@ they first come: nothing is traced, stored or downloaded. Measured: `python -m b
 """
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from algorithm.network import Cascade, UNet
+
+# Before OpenVINO is imported: without this package it cannot report its use to its makers over the network.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 AXES = (2, 3, 4)
 """z, y, x of (n, c, z, y, x)."""

@@ -1,6 +1,10 @@
 """The compiled U-Nets give the numbers of torch's."""
 
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,3 +91,15 @@ def test_a_signal_still_finds_its_handler() -> None:
     finally:
         signal.signal(signal.SIGTERM, before)
     assert caught == [True]
+
+
+def test_nobody_is_told_of_a_run(tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from algorithm.compiled import CompiledUNet, pays; from algorithm.network import UNet; "
+        "pays(); CompiledUNet(UNet((4, 8)), torch.float32)(torch.rand(1, 2, 8, 8, 8)); "
+        "print([name for name, module in sys.modules.items() if 'telemetry' in name.split('.')[0] and module])"
+    )
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout == "[]\n"
+    assert not list(tmp_path.iterdir())
