@@ -32,7 +32,7 @@ def compiled(cascade: Cascade, precision: torch.dtype) -> Cascade:
 
 
 def pays() -> bool:
-    """Whether OpenVINO is there and faster: on every processor with AVX2 that was tried. It has no say elsewhere.
+    """Whether OpenVINO is there and the processor has AVX2; it was faster on the one with AVX-512 that was tried.
 
     Decided by the kind of processor, not by a race: the same machine is to give the same numbers every time.
     """
