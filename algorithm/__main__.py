@@ -19,9 +19,9 @@ from algorithm.weights import LoadedCascade, find_weights, load_cascade
 
 def run(options: Options, weights: LoadedCascade) -> None:
     """One case, from files to files."""
-    report = Report()
+    report = Report(options.steps())
     inputs = options.inputs()
-    outputs = prepare_outputs(options.output, image_name(inputs.fixed), inputs.paths())
+    outputs = prepare_outputs(options.output, image_name(inputs.fixed), inputs.paths(), options.wants_page())
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 

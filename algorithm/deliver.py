@@ -5,14 +5,26 @@ from pathlib import Path
 from typing import Literal
 
 from algorithm.determinant import DeterminantStatistics, checked
+from algorithm.errors import first_line
 from algorithm.folding import unfold
 from algorithm.geometry import Grid
 from algorithm.images import Layout, write_field, write_image_slabs
-from algorithm.interface import Outputs, result_mark, sole_image, sole_writer, write_results
+from algorithm.interface import (
+    PAGE_MARK,
+    Outputs,
+    remove_own_texts,
+    result_mark,
+    sole_image,
+    sole_writer,
+    write_results,
+    write_text,
+)
 from algorithm.lungs import LungMask
 from algorithm.prepare import Subject
 from algorithm.report import Report
+from algorithm.summary import figures, in_words
 from algorithm.transform import Transform
+from algorithm.view import ExpectedError, Pair
 
 log = logging.getLogger(__name__)
 
@@ -40,22 +52,42 @@ def deliver(
     layout: Layout,
     report: Report,
     field_grid: FieldGrid = "fixed",
+    expected: ExpectedError | None = None,
 ) -> None:
-    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, and results.json.
+    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, the page where one is
+    wanted, with the ``expected`` error where there is one, and results.json.
 
     The field is checked for folding on the grid that it is written on.
     """
     with sole_writer(outputs.results.parent):
         outputs.check()  # again: something may have come in the meantime
-        outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
+        remove_own_texts(outputs.results.parent)  # of an earlier run: results.json comes last, and says that all is there
         with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
             transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)
         with report.timed("write warped"), sole_image(outputs.warped_moving, outputs.inputs) as path:
             warped, dtype = transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype
             write_image_slabs(path, grid, warped, dtype, result_mark(path))
+        report.set(**figures(fixed, moving, transform))
+        if outputs.page is not None:
+            write_page(outputs.page, Pair(fixed, moving, transform, expected), report)
         write_results(outputs.results, report.to_dict())
-    log.info("done: %s", outputs.displacement_field)
+    for line in in_words(report.to_dict(), outputs):
+        log.info(line)
+
+
+def write_page(path: Path, pair: Pair, report: Report) -> None:
+    """report.html. A fault in making it does not take the other results with it: it becomes a warning."""
+    with report.timed("write page"):
+        try:
+            from algorithm.page import registration_page  # here: who wants no page need not wait for its libraries
+
+            text = registration_page(pair, report.to_dict(), PAGE_MARK)
+        except Exception as error:
+            log.debug("report.html", exc_info=True)
+            report.warn(f"report.html could not be made ({type(error).__name__}: {first_line(error)}).")
+            return
+        write_text(path, text)
 
 
 def write_unfolded(

@@ -28,6 +28,9 @@ REQUIRED = ("fixed", "moving")
 PLATFORM_FILE = "inputs.json"
 KINDS = ("displacement-field", "warped-moving")
 """The folders of the results in images/."""
+RESULTS, PAGE = "results.json", "report.html"
+PAGE_MARK = "written by lung-registration as report.html"
+"""The comment in the second line of every page that this program writes."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
 """Of every results.json that this program writes (`Report`)."""
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
@@ -60,6 +63,8 @@ class Outputs:
     results: Path
     inputs: tuple[Path, ...] = ()
     """Of the case: neither removed nor written over, wherever they lie."""
+    page: Path | None = None
+    """report.html; None where it is not wanted."""
 
     def check(self) -> None:
         """InputError where a result would take the place of a file that is none of this program's, or an input."""
@@ -69,6 +74,8 @@ class Outputs:
                 _check_replaceable(other, kept, is_own_image(other))
         if _exists(self.results):
             _check_replaceable(self.results, kept, is_own_results(self.results))
+        if self.page is not None and _exists(self.page):
+            _check_replaceable(self.page, kept, is_own_page(self.page))
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -218,7 +225,7 @@ def _listing(root: Path, limit: int = 8) -> str:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = ()) -> Outputs:
+def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), page: bool = False) -> Outputs:
     """Where the results of the case ``name`` go. Makes nothing yet, so that a run that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
@@ -229,8 +236,9 @@ def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = ()) -> Outpu
     outputs = Outputs(
         root / "images" / KINDS[0] / f"{name}.mha",
         root / "images" / KINDS[1] / f"{name}.mha",
-        root / "results.json",
+        root / RESULTS,
         tuple(inputs),
+        root / PAGE if page else None,
     )
     for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
         _check_writable(path.parent)
@@ -249,18 +257,17 @@ def _check_writable(folder: Path) -> None:
 
 
 def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Where a case begins: results.json of an earlier one goes, so that nobody takes that for this one's, if it fails.
+    """Where a case begins: results.json and the page of an earlier one go, so that nobody takes them for this one's.
 
     With ``images`` those of the earlier one go, too, but for what is one of the ``inputs`` or lies below them. Nothing
     is touched while another process writes its results there. InputError when they cannot be removed.
     """
-    results = root / "results.json"
     try:
         if not root.is_dir():
             return
         with _locked(root, wait=False) as ours:
-            if ours and is_own_results(results):
-                results.unlink()
+            if ours:
+                remove_own_texts(root)
             if ours and images:
                 below = [folder for path in inputs for folder in _folders_below(path)]
                 _remove_own_images([root / "images" / kind for kind in KINDS], below)
@@ -360,6 +367,18 @@ def is_own_results(path: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= OWN_ENTRIES
 
 
+def is_own_page(path: Path) -> bool:
+    """Whether it is a page that this program wrote."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    expected = f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(expected)) == expected
+    except OSError:
+        return False
+
+
 def _in_the_way(path: Path) -> list[Path]:
     """The images in the folder of ``path``, and whatever has that name itself."""
     others = _images(path.parent)
@@ -402,6 +421,13 @@ def _folders_below(path: Path) -> list[Path]:
     return [path, *found]
 
 
+def remove_own_texts(root: Path) -> None:
+    """results.json and report.html that this program wrote."""
+    for path, own in ((root / RESULTS, is_own_results), (root / PAGE, is_own_page)):
+        if own(path):
+            path.unlink()
+
+
 def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
     kept = _identities(but)
     for image in (image for folder in folders for image in _images(folder)):
@@ -423,8 +449,13 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     """results.json, all or nothing. NaN and ±inf become null: JSON has neither, and the platform drops them."""
     text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text + "\n")  # a lone surrogate's \udcff is valid JSON
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8, all or nothing; what cannot be in it is escaped."""
     with atomically(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate's \udcff is valid JSON
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _plain(value: Any) -> Any:

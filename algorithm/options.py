@@ -24,6 +24,7 @@ HELP = {
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
     "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
     "around the fixed lungs only",
+    "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
 }
 
 
@@ -42,12 +43,26 @@ class Options:
     refine: Literal["off", "fast", "full"] = "full"
     field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
     field_grid: Literal["fixed", "network"] = "fixed"
+    report: Literal["auto", "on", "off"] = "auto"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
         with suppress(OSError):  # `inputs` says what is wrong
             return self.fixed is None and self.moving is None and (self.input / PLATFORM_FILE).exists()
         return False
+
+    def wants_page(self) -> bool:
+        """Whether report.html is written. The platform collects the files of its sockets only: there it would be lost."""
+        return self.report == "on" or (self.report == "auto" and not self.on_platform())
+
+    def steps(self) -> list[str]:
+        """Of a run, by the names of the timings."""
+        refinement = [] if self.refine == "off" else ["refine"]
+        page = ["write page"] if self.wants_page() else []
+        return [
+            *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality"),
+            *("write field", "write warped", *page),
+        ]
 
     def sources(self) -> list[Path]:
         """Where the input may lie."""
