@@ -61,7 +61,9 @@ def deliver(
     """
     with sole_writer(outputs.results.parent):
         outputs.check()  # again: something may have come in the meantime
-        remove_own_texts(outputs.results.parent)  # of an earlier run: results.json comes last, and says that all is there
+        remove_own_texts(
+            outputs.results.parent
+        )  # of an earlier run; results.json comes last: it says that all is there
         with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
             transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)

@@ -52,7 +52,7 @@ class Options:
         return False
 
     def wants_page(self) -> bool:
-        """Whether report.html is written. The platform collects the files of its sockets only: there it would be lost."""
+        """Whether report.html is written: the platform collects the files of its sockets only, and would lose it."""
         return self.report == "on" or (self.report == "auto" and not self.on_platform())
 
     def steps(self) -> list[str]:

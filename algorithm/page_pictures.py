@@ -99,7 +99,7 @@ def plane_shown(plane: Plane, view: View, scales: Scales) -> PlaneShown:
 
 def _maps(view: View, plane: Plane, scales: Scales, where: str) -> Iterator[Picture]:
     determinant, lungs = flat(view.determinant, plane), flat(view.lungs, plane)
-    colours = VOLUME.rgb(np.maximum(determinant, 1e-3))
+    colours = VOLUME.rgb(determinant)
     colours[~(determinant > 0)] = FOLDED_RGB
     folded = int((lungs & ~(determinant > 0)).sum())
     alt = f"Volume change, {where}; {folded} pixels are folded"
@@ -122,9 +122,7 @@ def arrows(view: View, plane: Plane) -> str:
     x_mm, y_mm = (flat(view.displacement_mm[a], plane) for a in (across, down))
     dx, dy = x_mm / view.grid.spacing[across], up * y_mm / view.grid.spacing[down]
     first = ARROW_PIXELS // 2
-    rows, columns = np.meshgrid(
-        *(np.arange(first, n, ARROW_PIXELS) for n in lungs.shape), indexing="ij"
-    )
+    rows, columns = np.meshgrid(*(np.arange(first, n, ARROW_PIXELS) for n in lungs.shape), indexing="ij")
     parts = []
     for y, x in zip(rows.ravel().tolist(), columns.ravel().tolist(), strict=True):
         if lungs[y, x] and np.hypot(dx[y, x], dy[y, x]) >= LEAST_ARROW:
@@ -172,7 +170,14 @@ def histograms(volume: View, scales: Scales) -> list[Histogram]:
     charts = [
         histogram("How far the lungs move", "motion (mm)", motion, 0.0, high, digits=0 if high % 5 == 0 else 1),
         histogram(
-            "How the volume changes", "volume, moving / fixed", ratios, 0.4, 2.5, logarithmic=True, ticks=RATIOS, digits=2
+            "How the volume changes",
+            "volume, moving / fixed",
+            ratios,
+            RATIOS[0],
+            RATIOS[-1],
+            logarithmic=True,
+            ticks=RATIOS,
+            digits=2,
         ),
         histogram("Difference of the scans", "fixed − moving (HU)", differences, -500.0, 500.0),
     ]

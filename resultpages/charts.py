@@ -12,6 +12,10 @@ WIDTH, HEIGHT = 340, 120
 """Of the area of a histogram, in the drawing's own units; axis labels come below and beside it."""
 
 
+BAR_COLOURS = 85
+"""In a colour bar."""
+
+
 @dataclass(frozen=True)
 class Tick:
     """A place along an axis, 0 to 1, and what is written there."""
@@ -26,8 +30,8 @@ class ColourBar:
 
     title: str
     """With the unit."""
-    stops: tuple[tuple[float, str], ...]
-    """Places, 0 to 1, and colours."""
+    colours: tuple[str, ...]
+    """#rrggbb, evenly spaced."""
     ticks: tuple[Tick, ...]
 
 
@@ -54,12 +58,9 @@ class Histogram:
 
 def colour_bar(scale: Scale, title: str, at: Sequence[float], digits: int = 0) -> ColourBar:
     """A bar with ticks at the values ``at``."""
-    number = 25
-    stops = tuple(
-        (i / (number - 1), f"#{r:02x}{g:02x}{b:02x}") for i, (r, g, b) in enumerate(scale.table(number).tolist())
-    )
+    colours = tuple(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in scale.table(BAR_COLOURS).tolist())
     places = scale.share(np.array(at, float)).tolist()
-    return ColourBar(title, stops, tuple(Tick(p, _text(v, digits)) for p, v in zip(places, at, strict=True)))
+    return ColourBar(title, colours, tuple(Tick(p, _text(v, digits)) for p, v in zip(places, at, strict=True)))
 
 
 def histogram(
