@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Registers two CT scans of the lungs; sets everything up on the first call.
 #
-#   ./register.sh [OPTIONS] FIXED MOVING OUT    the displacement field, the warped moving image and results.json into OUT
+#   ./register.sh [OPTIONS] FIXED MOVING OUT    the displacement field, the warped moving image, results.json and
+#                                               report.html, a page to look at, into OUT
 #   ./register.sh [OPTIONS]                     the same for the bundled example, into example/output
 #
 # OPTIONS go to `python -m algorithm` as they are: --refine off|fast|full, --device auto|cuda|cpu, --weights PATH,
-# --fixed-mask PATH, --moving-mask PATH, --field-layout auto|itk|grand-challenge, --field-grid fixed|network.
+# --fixed-mask PATH, --moving-mask PATH, --field-layout auto|itk|grand-challenge, --field-grid fixed|network,
+# --report auto|on|off.
 # Each of them takes one value (--name VALUE or --name=VALUE), so that VALUE is never taken for a file; after `--` only
 # files follow. --version and --help print something and do nothing else. Exit code: that of the algorithm; 2 for wrong
 # arguments.
@@ -20,7 +22,7 @@ while [ $# -gt 0 ]; do
     --version) sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$here/algorithm/__init__.py"; exit;;
     -*)
       case ${1%%=*} in
-        --fixed-mask | --moving-mask | --weights | --device | --refine | --field-layout | --field-grid) ;;
+        --fixed-mask | --moving-mask | --weights | --device | --refine | --field-layout | --field-grid | --report) ;;
         *) echo "register.sh: $1 is no option here, expected one of those in --help; files after --." >&2; exit 2;;
       esac
       case $1 in

@@ -130,7 +130,7 @@ def arrows(view: View, plane: Plane) -> str:
     return "".join(parts)
 
 
-def _arrow(x: float, y: float, dx: float, dy: float) -> str:
+def _arrow(x: int, y: int, dx: float, dy: float) -> str:
     length = float(np.hypot(dx, dy))
     head = min(4.0, 0.45 * length) / length
     ends = [head * (-0.87 * dx + sign * 0.5 * -dy) for sign in (1, -1)]

@@ -66,7 +66,7 @@ def colour_bar(scale: Scale, title: str, at: Sequence[float], digits: int = 0) -
 def histogram(
     title: str,
     axis: str,
-    values: dict[str, Float[np.ndarray, " n"]],
+    values: dict[str, Float[np.ndarray, " _"]],
     low: float,
     high: float,
     *,

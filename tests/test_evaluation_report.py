@@ -16,6 +16,7 @@ import pytest
 import SimpleITK as sitk
 
 from evaluation.cases import Case
+from evaluation.evaluate import aggregate, evaluate_case
 from evaluation.fields import write_learn2reg
 from evaluation.pictures import (
     BEFORE,
@@ -253,6 +254,33 @@ def test_page_of_a_case(folder: Path) -> None:
     assert sum(s.startswith("data:image/jpeg") for s in sources if s) == 6
     assert sum(s.startswith("data:image/svg") for s in sources if s) == 1  # landmarks
     assert not list(folder.glob(".*"))
+
+
+def test_a_single_case_has_values_and_no_boxes_ranks_or_deviations(folder: Path) -> None:
+    case = Case("a", folder / "a.mha", folder / "truth" / "a")
+    text = read(write_page(metrics_of([result("a", 4.25)]), landmark_table(), [case], folder)).text
+    assert "By label" in text and "0.900" in text and "0.800" in text
+    for absent in ("of every case", "All cases", "Worst cases", "±", "30 % worst: "):
+        assert absent not in text, absent
+
+
+def test_several_cases_have_boxes(tmp_path: Path) -> None:
+    page = read(write_page(metrics_of([result("a", 4.25), result("b", 5.0)]), landmark_table(), [], tmp_path))
+    assert "Dice of every case, by label" in page.text and "All cases" in page.text and "By label" not in page.text
+    assert sum((a["src"] or "").startswith("data:image/svg") for tag, a in page.tags if tag == "img") == 2
+
+
+def test_a_case_without_landmarks_and_lobes_has_pictures(folder: Path) -> None:
+    truth = folder / "truth" / "a"
+    for name in ("fixed_lobes.mha", "moving_lobes.mha"):
+        (truth / name).unlink()
+    case = Case("a", folder / "a.mha", truth)
+    alone, _ = evaluate_case(case)
+    assert alone["error"] is None
+    metrics = {"results": [alone], "aggregates": aggregate([alone])}
+    page = read(write_page(metrics, pd.DataFrame(), [case], folder))
+    assert sum((a["src"] or "").startswith("data:image/jpeg") for tag, a in page.tags if tag == "img") == 6
+    assert "neither landmarks nor lobes" in page.text and "SDlogJ" in page.text
 
 
 def test_page_loads_nothing_and_runs_only_its_script(folder: Path) -> None:
