@@ -38,6 +38,7 @@ class Card:
 
 def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> str:
     """The page's text. ``results`` is what results.json will hold; ``mark`` becomes a comment in its second line."""
+    fixed, moving = pair.fixed.image.path.name, pair.moving.image.path.name
     volume = volume_view(pair)
     scales = scales_for(volume)
     planes = [plane_shown(plane, slice_view(pair, plane), scales) for plane in AXIS]
@@ -48,9 +49,9 @@ def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> st
         scripts=["compare.js", *(["viewer.js"] if layers else [])],
         run_later=[program.source] if program and layers else [],
         mark=mark,
-        title=f"Lung registration: {results['moving']} onto {results['fixed']}",
-        fixed=results["fixed"],
-        moving=results["moving"],
+        title=f"Lung registration: {moving} onto {fixed}",
+        fixed=fixed,
+        moving=moving,
         version=results["version"],
         warnings=results["warnings"],
         cards=_cards(pair, results),

@@ -36,7 +36,8 @@ def motion(fixed: Subject, transform: Transform) -> dict[str, float]:
 def in_words(results: dict[str, Any], outputs: Outputs) -> list[str]:
     """What a person wants to know of a run at its end, line by line. ``results`` is what results.json holds."""
     seconds, warnings = results["timings_s"]["total"], len(results["warnings"])
-    lines = [f"Done: {results['moving']} is registered to {results['fixed']}, in {seconds:.0f} s."]
+    fixed, moving = (results.get(role, f"the {role} scan") for role in ("fixed", "moving"))
+    lines = [f"Done: {moving} is registered to {fixed}, in {seconds:.0f} s."]
     facts = {
         "Lungs": lungs_in_words(results),
         "Motion": motion_in_words(results),
