@@ -12,7 +12,7 @@ from algorithm.page_pictures import colour_bars, histograms, plane_shown, scales
 from algorithm.prepare import Subject
 from algorithm.report import STAGES
 from algorithm.summary import error_in_words
-from algorithm.view import AXIS, Pair, slice_view, volume_view
+from algorithm.view import AXIS, Pair, fullest, slice_view, volume_view
 from resultpages import render
 from resultpages.viewer import LICENCE, VERSION, library
 
@@ -64,6 +64,7 @@ def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> st
         layers=[asdict(one) for one in layers],
         layer_bars=viewer_bars(scales, layers),
         viewer_voxel=f"{float(np.prod(volume.grid.spacing)) ** (1 / 3):.1f}",
+        start=[f"{share:.3f}" for share in fullest(volume)],
         viewer_packed=program.packed if program else "",
         viewer_version=VERSION,
         viewer_licence=LICENCE,

@@ -16,6 +16,7 @@ from resultpages.viewer import Layer, layer
 CT_LEVELS = 96
 """Of the grey values in the viewer: fewer than 255 make the page smaller."""
 MAP_LEVELS = 128
+MAP_OPACITY = 0.7
 ARROW_PIXELS = 15
 """Between arrows."""
 LEAST_ARROW = 2.0
@@ -111,7 +112,7 @@ def _maps(view: View, plane: Plane, scales: Scales, where: str) -> Iterator[Pict
 
 def _over(view: View, plane: Plane, colours: UInt8[np.ndarray, "y x 3"]) -> UInt8[np.ndarray, "y x 3"]:
     """Colours over the fixed scan, in the lungs."""
-    return over(CT.rgb(flat(view.fixed_hu, plane)), colours, flat(view.lungs, plane))
+    return over(CT.rgb(flat(view.fixed_hu, plane)), colours, flat(view.lungs, plane), MAP_OPACITY)
 
 
 def arrows(view: View, plane: Plane) -> str:
@@ -150,12 +151,11 @@ def colour_bars(scales: Scales, expected: bool) -> list[ColourBar]:
 
 def _linear_bar(scale: Scale, title: str) -> ColourBar:
     ticks = np.linspace(scale.low, scale.high, 6)
-    return colour_bar(scale, title, ticks.tolist(), digits=0 if scale.high % 5 == 0 else 1)
+    return colour_bar(scale, title, ticks.tolist(), digits=1)
 
 
 def _volume_bar() -> ColourBar:
-    title = "Volume in the moving scan / in the fixed scan; 1: no change; magenta: folded"
-    return colour_bar(VOLUME, title, RATIOS, digits=2)
+    return colour_bar(VOLUME, "Volume, moving / fixed (1: no change)", RATIOS, digits=2)
 
 
 def histograms(volume: View, scales: Scales) -> list[Histogram]:
@@ -168,7 +168,7 @@ def histograms(volume: View, scales: Scales) -> list[Histogram]:
     motion, ratios = {"motion": volume.motion_mm[inside]}, {"volume": volume.determinant[inside]}
     high = scales.motion.high
     charts = [
-        histogram("How far the lungs move", "motion (mm)", motion, 0.0, high, digits=0 if high % 5 == 0 else 1),
+        histogram("How far the lungs move", "motion (mm)", motion, 0.0, high, digits=1),
         histogram(
             "How the volume changes",
             "volume, moving / fixed",

@@ -169,6 +169,12 @@ def _sampled(image: Image, displacement: Float[Tensor, "1 3 z y x"], grid: Grid)
     return values
 
 
+def fullest(view: View) -> list[float]:
+    """Along x, y and z, where most of the lungs is, as a share of the way through the grid: 0.5 in the middle."""
+    counts = [view.lungs.sum(axis=tuple(d for d in range(3) if d != 2 - axis)) for axis in range(3)]
+    return [(int(of.argmax()) + 0.5) / len(of) for of in counts]
+
+
 def flat(values: np.ndarray, plane: Plane) -> np.ndarray:
     """The middle layer of an array (z, y, x), or of one more axis in front, as a picture.
 

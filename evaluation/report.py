@@ -174,10 +174,10 @@ def _summaries(aggregates: dict[str, Any], over_all: dict[str, Any] | None) -> l
 
 def _summary(title: str, aggregates: dict[str, Any]) -> list[Table]:
     """None where there is nothing to tell; of a single case, its values."""
-    names = ("mean", "std", "median", "min", "max", "worst30")
+    names = ["mean", "std", "median", "min", "max", "worst30"]
     heads = [title, "n", "mean", "std", "median", "min", "max", "30 % worst"]
     if aggregates["cases"] == 1:
-        heads, names = ["of the case", "value"], ("mean",)
+        heads, names = ["of the case", "value"], ["mean"]
     lines = []
     for quantity in QUANTITIES:
         of = aggregates.get(quantity.key) or {}

@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 340, 120
 
 BAR_COLOURS = 85
 """In a colour bar."""
+ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,11 @@ def _outline(heights: Float[np.ndarray, " b"]) -> str:
 
 
 def _text(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    text = f"{value:.{digits}f}".replace("-", "−")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def round_up(value: float) -> float:
-    """The next of 1, 2, 3, 4, 5, 6, 8 times a power of ten that is not below: a scale's end."""
+    """The next of `ROUND` times a power of ten that is not below: a scale's end."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
-    return float(next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value * (1 - 1e-9)))
+    return float(next(step * power for step in ROUND if step * power >= value * (1 - 1e-9)))

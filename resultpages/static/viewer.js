@@ -62,8 +62,9 @@
     await view.attachToCanvas(at("canvas"));
     view.setSliceType(view.sliceTypeMultiplanar);
     for (const layer of layers) {
-      const colours = [0, 1, 2].map(c => layer.colours.map(rgb => rgb[c]));
-      const [R, G, B] = colours.map(of => [of[0], ...of.slice(1)]);
+      // What is not shown gets the middle colour where that says nothing: at edges, colours run into each other.
+      const table = layer.colours.with(0, layer.colours[layer.logarithmic ? 128 : 0]);
+      const [R, G, B] = [0, 1, 2].map(c => table.map(rgb => rgb[c]));
       const places = R.map((_, i) => i);
       view.addColormap(`of-${layer.key}`, { R, G, B, A: places.map(i => (i ? 255 : 0)), I: places });
       layer.image = await NVImage.new(layer.buffer, `${layer.key}.nii`, `of-${layer.key}`, 1, null, 0, 255, true);
@@ -77,7 +78,10 @@
     const change = () => {
       for (const image of view.volumes.slice(1)) view.removeVolume(image);
       const layer = shown();
-      if (layer) view.addVolume(layer.image);
+      if (layer) {
+        view.addVolume(layer.image);
+        opacity.value = layer.unit === "HU" ? 100 : 70;
+      }
       for (const bar of document.querySelectorAll("#scales > div")) bar.hidden = bar.dataset.layer !== select.value;
       fade();
       view.updateGLVolume();
@@ -95,12 +99,14 @@
         .map(([title, number, layer]) => `${title}: ${text(layer, number)}`)
         .join(" · ");
     };
+    // Shares from the right, front and feet, as the pictures lie; NiiVue counts from the left, back and feet.
+    const mirrored = ([x, y, z]) => [1 - x, 1 - y, z];
     view.onLocationChange = location => {
-      sliders.forEach((slider, axis) => (slider.value = location.frac?.[axis] ?? view.scene.crosshairPos[axis]));
+      mirrored(view.scene.crosshairPos).forEach((share, axis) => (sliders[axis].value = share));
       tell(location);
     };
     const move = () => {
-      view.scene.crosshairPos = sliders.map(slider => Number(slider.value));
+      view.scene.crosshairPos = mirrored(sliders.map(slider => Number(slider.value)));
       view.createOnLocationChange();
       view.drawScene();
     };
