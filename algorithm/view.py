@@ -11,7 +11,16 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.geometry import Affine, Grid, jacobian_determinant, resample, resample_image, warp_image, with_affine
+from algorithm.geometry import (
+    Affine,
+    Grid,
+    jacobian_determinant,
+    needed_part,
+    resample,
+    resample_image,
+    warp_image,
+    with_affine,
+)
 from algorithm.images import Image
 from algorithm.lungs import LungMask
 from algorithm.network import AIR_HU
@@ -147,7 +156,7 @@ def _reduced(image: Image, grid: Grid) -> Image:
 def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
     """The registration on ``grid``, of images of the two scans as they are or reduced; at least two voxels an axis."""
     still = torch.zeros(1, 3, *grid.shape)
-    field = pair.transform.field(grid)
+    field = _near(pair.transform, grid).field(grid)
     expected = None
     if pair.expected is not None:
         expected = resample(pair.expected.mm.float().cpu(), pair.expected.grid, grid)[0, 0].numpy()
@@ -162,6 +171,13 @@ def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
         jacobian_determinant(field, grid)[0].numpy(),
         expected,
     )
+
+
+def _near(transform: Transform, grid: Grid) -> Transform:
+    """What a transform is around ``grid``: of a slice much less is to be interpolated."""
+    (x, y, z), (nx, ny, nz) = start, size = needed_part(transform.grid, grid, Affine())
+    part = transform.displacement[..., z : z + nz, y : y + ny, x : x + nx]
+    return Transform(part, transform.grid.cropped(start, size), transform.affine)
 
 
 def _sampled(image: Image, displacement: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[np.ndarray, "z y x"]:
