@@ -86,5 +86,5 @@ def foldings_in_words(results: dict[str, Any]) -> str:
     of = results.get("jacobian")
     if not of:
         return ""
-    folded, voxels = of["folded_voxels"], of["voxels"]
-    return f"at {folded} of {voxels} voxels" if folded else f"none, at {voxels} voxels"
+    folded, voxels = of["folded_voxels"], f"{of['voxels']:,} voxels of the field".replace(",", " ")
+    return f"at {folded} of {voxels}" if folded else f"none, at {voxels}"

@@ -223,12 +223,17 @@ def _worst_first(results: Sequence[dict[str, Any]], quantity: Quantity) -> list[
 
 
 def _definitions(aggregates: dict[str, Any]) -> list[tuple[str, str]]:
-    shown = [q for q in QUANTITIES if (aggregates.get(q.key) or {}).get("mean") is not None]
+    known = {q.key for q in QUANTITIES if (aggregates.get(q.key) or {}).get("mean") is not None}
+    if "folding_percent_all" in known:
+        known.add("folding_percent")  # whose definition it refers to
+    shown = [(q.title, q.definition) for q in QUANTITIES if q.key in known]
+    if aggregates["cases"] == 1:
+        return shown
     general = (
         "Every case counts once. Standard deviations divide by n. “30 % worst” is the mean over the 30 % of the cases "
         f"with the worst values, rounded up; for Dice, the paper’s Dice30. {FAILED_COUNT}"
     )
-    return [*((q.title, q.definition) for q in shown), ("Over the cases", general)]
+    return [*shown, ("Over the cases", general)]
 
 
 # --- in pictures -----------------------------------------------------------------------------------------------------

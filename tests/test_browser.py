@@ -32,9 +32,7 @@ pytestmark = [
 def browse(page: Path, folder: Path, *options: str) -> tuple[str, list[str]]:
     """What the page became, and what its scripts said on the console; offline."""
     command = [str(CHROMIUM), *OPTIONS, f"--user-data-dir={folder / 'profile'}", *options]
-    done = subprocess.run(
-        [*command, f"file://{page}"], cwd=folder, capture_output=True, text=True, timeout=SECONDS
-    )
+    done = subprocess.run([*command, f"file://{page}"], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

@@ -3,7 +3,11 @@
   const slider = document.getElementById("at");
   const boxes = document.querySelectorAll(".compare");
   const show = () => {
-    for (const box of boxes) box.style.setProperty("--at", `${100 - slider.value}%`);
+    for (const box of boxes) {
+      box.style.setProperty("--at", `${100 - slider.value}%`);
+      box.querySelector(".left").hidden = slider.value > 97;
+      box.querySelector(".right").hidden = slider.value < 3;
+    }
   };
   const drag = event => {
     if (!event.buttons) return;
