@@ -32,7 +32,7 @@ COPY resultpages resultpages
 COPY requirements-viewer.txt ./
 RUN python -m pip install --no-cache-dir --target /tmp/npm --requirement requirements-viewer.txt \
     && PYTHONPATH=/tmp/npm NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt python -m resultpages.fetch \
-    && rm -rf /tmp/npm /tmp/.npm
+    && rm -rf /tmp/npm /tmp/.npm /tmp/node-compile-cache
 COPY algorithm algorithm
 RUN chmod -R a+rX /opt/app
 
