@@ -14,6 +14,7 @@ from torch import Tensor
 from algorithm.geometry import (
     Affine,
     Grid,
+    Size,
     jacobian_determinant,
     needed_part,
     resample,
@@ -149,8 +150,20 @@ def _with_voxels(box: Grid, voxel_mm: float) -> Grid:
 
 
 def _reduced(image: Image, grid: Grid) -> Image:
+    """An image on a coarser grid; of one with more than two voxels to a step, not all are looked at."""
+    strides = [max(1, int(step // 2)) for step in np.array(grid.spacing) / np.array(image.grid.spacing)]
+    image = _every(image, (strides[0], strides[1], strides[2]))
     voxels = resample_image(image.voxels, image.grid, grid, least=AIR_HU, fill=AIR_HU)
     return replace(image, voxels=voxels, grid=grid)
+
+
+def _every(image: Image, strides: Size) -> Image:
+    """Every so-manieth voxel along x, y and z, from the first one on."""
+    x, y, z = strides
+    voxels = image.voxels[..., ::z, ::y, ::x]
+    sx, sy, sz = (step * spacing for step, spacing in zip(strides, image.grid.spacing, strict=True))
+    nz, ny, nx = voxels.shape[2:]
+    return replace(image, voxels=voxels, grid=replace(image.grid, size=(nx, ny, nz), spacing=(sx, sy, sz)))
 
 
 def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
