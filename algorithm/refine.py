@@ -250,7 +250,8 @@ class _Level:
         optimiser = torch.optim.Adam([control], lr=settings.step_vox)
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
         value = terms = None
-        for _ in tqdm(range(steps), f"Refinement, voxels of {self.grid.spacing[0]:.1f} mm", disable=None, leave=False):
+        words = f"Refinement, voxels of {self.grid.spacing[0]:.1f} mm"
+        for _ in tqdm(range(steps), words, disable=None, leave=False, bar_format="{l_bar}{bar}| {elapsed}"):
             u = smoothed(control, settings.smoothing) * voxel_mm
             points = None if keypoints is None else [keypoints]
             value, terms = objective(u, control_grid, weights, self._distance(u), keypoints=points)
