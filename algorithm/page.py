@@ -14,7 +14,7 @@ from algorithm.report import STAGES
 from algorithm.summary import error_in_words
 from algorithm.view import AXIS, Pair, fullest, slice_view, volume_view
 from resultpages import render
-from resultpages.viewer import LICENCE, VERSION, library
+from resultpages.viewer import LICENCE, PARTS, VERSION, library
 
 MEASURED = {
     "lung_dice": ("Overlap of the lungs (Dice; 1 is perfect)", 1.0, 3),
@@ -68,6 +68,7 @@ def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> st
         viewer_packed=program.packed if program else "",
         viewer_version=VERSION,
         viewer_licence=LICENCE,
+        viewer_parts=PARTS,
         run=_run(results),
         quality=_quality(results.get("quality") or {}),
         timings=[(_step(name), f"{seconds:.1f}") for name, seconds in results["timings_s"].items()],

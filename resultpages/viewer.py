@@ -23,6 +23,10 @@ SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
 PLACE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 LICENCE = (Path(__file__).parent / "static" / "niivue-licence.txt").read_text(encoding="utf-8")
 """It asks to be shown wherever the library is."""
+PARTS = (
+    "gl-matrix, fflate, nifti-reader-js, array-equal, @lukeed/uuid and zarrita (MIT) and @ungap/structured-clone (ISC)"
+)
+"""Libraries of others in it."""
 
 
 @dataclass(frozen=True)
