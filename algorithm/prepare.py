@@ -1,5 +1,6 @@
 """From two scans to what the cascade sees: lung masks, pre-alignment, crop, network grid."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -133,6 +134,16 @@ def subject(image: Image, mask: Path | None) -> Subject:
         return Subject(image, lung_mask(image.voxels, image.grid, str(image.path)))
     doubt = _doubt(mask, lungs, image)
     return Subject(replace(image, remarks=(*image.remarks, doubt)) if doubt else image, lungs)
+
+
+def subjects(
+    fixed: Image, fixed_mask: Path | None, moving: Image, moving_mask: Path | None
+) -> tuple[Subject, Subject]:
+    """`subject` of both scans, at once: most of it lets other threads run. What is wrong with the fixed one is told
+    first."""
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(subject, image, mask) for image, mask in ((fixed, fixed_mask), (moving, moving_mask))]
+        return jobs[0].result(), jobs[1].result()
 
 
 def prepare(
