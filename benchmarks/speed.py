@@ -123,7 +123,9 @@ def print_processes(out: Path, pairs: list[Path], python: str | None) -> None:
     rows = []
     for pair in pairs:
         runs = {
-            name: measure("algorithm", pair, out / name / pair.name, [f"--refine={name}", "--device=cpu"], sys.executable)
+            name: measure(
+                "algorithm", pair, out / name / pair.name, [f"--refine={name}", "--device=cpu"], sys.executable
+            )
             for name in REFINEMENTS
         }
         if python:
@@ -131,7 +133,11 @@ def print_processes(out: Path, pairs: list[Path], python: str | None) -> None:
         unit = float(runs["fast"]["process_s"])
         row: dict[str, float | str] = {"pair": pair.name, "fast s": unit}
         for name, run in runs.items():
-            row |= {f"{name} mm": run["after"], f"{name} ×": float(run["process_s"]) / unit, f"{name} MB": run["peak_mb"]}
+            row |= {
+                f"{name} mm": run["after"],
+                f"{name} ×": float(run["process_s"]) / unit,
+                f"{name} MB": run["peak_mb"],
+            }
         rows.append(row)
     table = pd.DataFrame(rows).set_index("pair")
     table.loc["mean"] = table.mean()
