@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from algorithm.network import Cascade, UNet
+from .network import Cascade, UNet
 
 # Before OpenVINO is imported: without this package it cannot report its use to its makers over the network.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

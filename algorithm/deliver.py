@@ -4,15 +4,15 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from algorithm.determinant import DeterminantStatistics, checked
-from algorithm.folding import unfold
-from algorithm.geometry import Grid
-from algorithm.images import Layout, write_field, write_image_slabs
-from algorithm.interface import Outputs, result_mark, sole_image, sole_writer, write_results
-from algorithm.lungs import LungMask
-from algorithm.prepare import Subject
-from algorithm.report import Report
-from algorithm.transform import Transform
+from .determinant import DeterminantStatistics, checked
+from .folding import unfold
+from .geometry import Grid
+from .images import Layout, write_field, write_image_slabs
+from .interface import Outputs, result_mark, sole_image, sole_writer, write_results
+from .lungs import LungMask
+from .prepare import Subject
+from .report import Report
+from .transform import Transform
 
 log = logging.getLogger(__name__)
 

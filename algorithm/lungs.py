@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid, Size, canonical_axes, resample, restored
+from .errors import InputError
+from .geometry import Grid, Size, canonical_axes, resample, restored
 
 log = logging.getLogger(__name__)
 

@@ -29,12 +29,12 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from algorithm.control_grid import smoothed, unsmoothed
-from algorithm.errors import InputError
-from algorithm.geometry import Affine, Grid, inside, linear_index_map, moving_index, resample, sample, validity
-from algorithm.network import downsample
-from algorithm.objective.diffusion import diffusion
-from algorithm.objective.local_correlation import local_correlation_distance
+from .control_grid import smoothed, unsmoothed
+from .errors import InputError
+from .geometry import Affine, Grid, inside, linear_index_map, moving_index, resample, sample, validity
+from .network import downsample
+from .objective.diffusion import diffusion
+from .objective.local_correlation import local_correlation_distance
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Affine, Grid, resample_image, validity
-from algorithm.images import Image, canonical, read_mask
-from algorithm.intensities import in_hounsfield_units
-from algorithm.lungs import LungMask, crop_grid, lung_mask
-from algorithm.network import AIR_HU
-from algorithm.prealign import PrealignSettings, Scan, prealign
+from .errors import InputError
+from .geometry import Affine, Grid, resample_image, validity
+from .images import Image, canonical, read_mask
+from .intensities import in_hounsfield_units
+from .lungs import LungMask, crop_grid, lung_mask
+from .network import AIR_HU
+from .prealign import PrealignSettings, Scan, prealign
 
 MASK_LITRES = (0.02, 12.0)
 """A mask's volume: from less than a newborn's lungs to more than those of the largest, most inflated adult."""

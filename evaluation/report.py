@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.cases import Case, find_cases
-from evaluation.errors import CaseError, exit_code
-from evaluation.evaluate import aggregate, aggregate_all, read_case
-from evaluation.page import page
-from evaluation.pictures import (
+from .cases import Case, find_cases
+from .errors import CaseError, exit_code
+from .evaluate import aggregate, aggregate_all, read_case
+from .page import page
+from .pictures import (
     box_plots,
     colour_bar,
     coronal_slices,
@@ -32,8 +32,8 @@ from evaluation.pictures import (
     svg,
     values_by_label,
 )
-from evaluation.quantities import QUANTITIES, Quantity, read_metrics
-from evaluation.tables import read_landmark_errors, write_text
+from .quantities import QUANTITIES, Quantity, read_metrics
+from .tables import read_landmark_errors, write_text
 
 log = logging.getLogger(__name__)
 
