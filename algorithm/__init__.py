@@ -1,6 +1,6 @@
 """Lung CT registration: a multilevel cascade of U-Nets (Hering et al. 2021)."""
 
-from algorithm.cpus import share_processors
+from .cpus import share_processors
 
 __version__ = "0.1.0"
 

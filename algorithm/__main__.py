@@ -5,16 +5,16 @@ Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
 
 import sys
 
-from algorithm.deliver import deliver
-from algorithm.errors import exit_code, stopped_by_signals
-from algorithm.images import read_image
-from algorithm.interface import field_layout, image_name, prepare_outputs, withdraw
-from algorithm.options import Options, parse, parse_serve
-from algorithm.prepare import subject
-from algorithm.register import choose_device, register
-from algorithm.report import Report
-from algorithm.serve import serve
-from algorithm.weights import LoadedCascade, find_weights, load_cascade
+from .deliver import deliver
+from .errors import exit_code, stopped_by_signals
+from .images import read_image
+from .interface import field_layout, image_name, prepare_outputs, withdraw
+from .options import Options, parse, parse_serve
+from .prepare import subjects
+from .register import choose_device, register
+from .report import Report
+from .serve import serve
+from .weights import LoadedCascade, find_weights, load_cascade
 
 
 def run(options: Options, weights: LoadedCascade) -> None:
@@ -28,7 +28,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
     with report.timed("read"):
         fixed_image, moving_image = read_image(inputs.fixed), read_image(inputs.moving)
     with report.timed("lungs"):
-        fixed, moving = subject(fixed_image, inputs.fixed_mask), subject(moving_image, inputs.moving_mask)
+        fixed, moving = subjects(fixed_image, inputs.fixed_mask, moving_image, inputs.moving_mask)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     grid, layout = fixed_image.grid, field_layout(options.field_layout, inputs)

@@ -4,12 +4,12 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from algorithm.determinant import DeterminantStatistics, checked
-from algorithm.errors import first_line
-from algorithm.folding import unfold
-from algorithm.geometry import Grid
-from algorithm.images import Layout, write_field, write_image_slabs
-from algorithm.interface import (
+from .determinant import DeterminantStatistics, checked
+from .errors import first_line
+from .folding import unfold
+from .geometry import Grid
+from .images import Layout, write_field, write_image_slabs
+from .interface import (
     PAGE_MARK,
     Outputs,
     remove_own_texts,
@@ -19,12 +19,12 @@ from algorithm.interface import (
     write_results,
     write_text,
 )
-from algorithm.lungs import LungMask
-from algorithm.prepare import Subject
-from algorithm.report import Report
-from algorithm.summary import figures, in_words
-from algorithm.transform import Transform
-from algorithm.view import ExpectedError, Pair
+from .lungs import LungMask
+from .prepare import Subject
+from .report import Report
+from .summary import figures, in_words
+from .transform import Transform
+from .view import ExpectedError, Pair
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def write_page(path: Path, pair: Pair, report: Report) -> None:
     """report.html. A fault in making it does not take the other results with it: it becomes a warning."""
     with report.timed("write page"):
         try:
-            from algorithm.page import registration_page  # here: who wants no page need not wait for its libraries
+            from .page import registration_page  # here: who wants no page need not wait for its libraries
 
             text = registration_page(pair, report.to_dict(), PAGE_MARK)
         except Exception as error:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, warp
+from .geometry import Grid, warp
 
 MOST_POINTS = 100_000
 """So many positions of folded voxels are kept; all are counted."""

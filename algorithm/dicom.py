@@ -16,7 +16,7 @@ import SimpleITK as sitk
 from jaxtyping import Float, Shaped
 from pydicom.dataset import Dataset
 
-from algorithm.errors import InputError
+from .errors import InputError
 
 GAP_MM, GAP_SHARE = 0.1, 0.1
 """By so much, the larger of mm and share of the usual distance, slices may stand apart unevenly: positions are text."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import doubled
+from .geometry import doubled
 
 EDGE_VOX = 5
 """Over so many voxels of half the resolution, half of them in the lungs, the field turns into its continuation."""

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from scipy import ndimage
 from torch import Tensor
 
-from algorithm.geometry import Grid, Size
+from .geometry import Grid, Size
 
 _BAND_VOXELS = 2**17
 """Voxels that are worked on together, so that the dozen arrays of a step stay in the processor's cache."""

@@ -20,12 +20,13 @@ import torch
 from jaxtyping import Bool, Float32, Int16, Shaped
 from torch import Tensor
 
-from algorithm.dicom import find_series
-from algorithm.errors import InputError
-from algorithm.geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
-from algorithm.network import AIR_HU
 from imagefiles import ENDINGS, FileError, ending, open_image, read_voxels
 from imagefiles import remarks as file_remarks
+
+from .dicom import find_series
+from .errors import InputError
+from .geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
+from .network import AIR_HU
 
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""

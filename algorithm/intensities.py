@@ -13,9 +13,9 @@ from jaxtyping import Num
 from numpy.typing import NDArray
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.images import Image
-from algorithm.network import AIR_HU
+from .errors import InputError
+from .images import Image
+from .network import AIR_HU
 
 SAMPLE = 1_000_000
 """About so many voxels are looked at, evenly spread."""

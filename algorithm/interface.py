@@ -17,10 +17,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from algorithm.dicom import holds_dicom
-from algorithm.errors import InputError
-from algorithm.images import PARTIAL, Layout, atomically
 from imagefiles import ENDINGS, ending
+
+from .dicom import holds_dicom
+from .errors import InputError
+from .images import PARTIAL, Layout, atomically
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""

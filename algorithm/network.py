@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from algorithm.geometry import Grid, compose, index_displacement, resample, warp, world_displacement
+from .geometry import Grid, compose, index_displacement, resample, warp, world_displacement
 
 AIR_HU = -1000.0
 LEAST_STEP_VOX = 0.1

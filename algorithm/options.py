@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
-from algorithm import __version__
-from algorithm.errors import InputError
-from algorithm.interface import PLATFORM_FILE, Inputs, find_inputs
-from algorithm.serve import HOST, PORT
+from . import __version__
+from .errors import InputError
+from .interface import PLATFORM_FILE, Inputs, find_inputs
+from .serve import HOST, PORT
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from algorithm.page_pictures import colour_bars, histograms, plane_shown, scales_for, viewer_bars, viewer_layers
-from algorithm.prepare import Subject
-from algorithm.report import STAGES
-from algorithm.summary import error_in_words
-from algorithm.view import AXIS, Pair, fullest, slice_view, volume_view
 from resultpages import render
 from resultpages.viewer import LICENCE, PARTS, VERSION, library
+
+from .page_pictures import colour_bars, histograms, plane_shown, scales_for, viewer_bars, viewer_layers
+from .prepare import Subject
+from .report import STAGES
+from .summary import error_in_words
+from .view import AXIS, Pair, fullest, slice_view, volume_view
 
 MEASURED = {
     "lung_dice": ("Overlap of the lungs (Dice; 1 is perfect)", 1.0, 3),

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from algorithm.view import AXIS, Plane, View, flat
 from resultpages.charts import ColourBar, Histogram, colour_bar, histogram, round_up
 from resultpages.colours import CT, DIFFERENCE, FOLDED_RGB, GOOD_TO_BAD, LEAST_TO_MOST, VOLUME, Scale, over
 from resultpages.pictures import Picture, picture
 from resultpages.viewer import Layer, layer
+
+from .view import AXIS, Plane, View, flat
 
 CT_LEVELS = 96
 """Of the grey values in the viewer: fewer than 255 make the page smaller."""

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, resample, validity, warp
-from algorithm.network import downsample
-from algorithm.objective import curvature, mask_distance, ngf_distance, volume_change
-from algorithm.objective.local_correlation import local_correlation_distance
-from algorithm.prepare import Prepared
+from .geometry import Grid, resample, validity, warp
+from .network import downsample
+from .objective import curvature, mask_distance, ngf_distance, volume_change
+from .objective.local_correlation import local_correlation_distance
+from .prepare import Prepared
 
 NGF_EDGE_HU_PER_MM = 10.0
 """ε of the reported NGF distance, above the noise of most scans at this resolution."""

@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from algorithm.control_grid import smoothed, unsmoothed
-from algorithm.geometry import (
+from .control_grid import smoothed, unsmoothed
+from .geometry import (
     Affine,
     Grid,
     doubled,
@@ -38,15 +38,15 @@ from algorithm.geometry import (
     resample_image,
     sample,
 )
-from algorithm.images import Image
-from algorithm.keypoints import KeypointSettings, find_keypoints
-from algorithm.lungs import LungMask, crop_grid
-from algorithm.network import AIR_HU
-from algorithm.objective import Keypoints, Weights, ngf_distance, objective
-from algorithm.objective.local_correlation import dilated, local_correlation_distance, local_statistics
-from algorithm.objective.mind import mind_distance, mind_ssc
-from algorithm.objective.sampled_correlation import SampledCorrelation, applies
-from algorithm.prepare import Prepared, Subject
+from .images import Image
+from .keypoints import KeypointSettings, find_keypoints
+from .lungs import LungMask, crop_grid
+from .network import AIR_HU
+from .objective import Keypoints, Weights, ngf_distance, objective
+from .objective.local_correlation import dilated, local_correlation_distance, local_statistics
+from .objective.mind import mind_distance, mind_ssc
+from .objective.sampled_correlation import SampledCorrelation, applies
+from .prepare import Prepared, Subject
 
 log = logging.getLogger(__name__)
 

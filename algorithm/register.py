@@ -16,17 +16,17 @@ from typing import TypeVar
 
 import torch
 
-from algorithm.compiled import compiled, pays
-from algorithm.errors import InputError, first_line, gpu_unusable, out_of_memory
-from algorithm.extension import extended
-from algorithm.folding import unfold
-from algorithm.geometry import resample
-from algorithm.network import Cascade, fastest_precision
-from algorithm.prepare import Prepared, Subject, prepare
-from algorithm.quality import quality, warnings
-from algorithm.refine import FAST, FULL, Refined, refine
-from algorithm.report import Report
-from algorithm.transform import Transform
+from .compiled import compiled, pays
+from .errors import InputError, first_line, gpu_unusable, out_of_memory
+from .extension import extended
+from .folding import unfold
+from .geometry import resample
+from .network import Cascade, fastest_precision
+from .prepare import Prepared, Subject, prepare
+from .quality import quality, warnings
+from .refine import FAST, FULL, Refined, refine
+from .report import Report
+from .transform import Transform
 
 T = TypeVar("T")
 

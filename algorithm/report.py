@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from algorithm import __version__
+from . import __version__
 
 log = logging.getLogger(__name__)
 

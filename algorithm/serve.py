@@ -26,7 +26,7 @@ from socketserver import ThreadingTCPServer
 from types import FrameType
 from typing import Any, NamedTuple
 
-from algorithm.errors import InputError, memory_sentence, out_of_memory
+from .errors import InputError, memory_sentence, out_of_memory
 
 PORT = 4743
 """Where the platform expects the server."""

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import resample
-from algorithm.interface import Outputs
-from algorithm.prepare import Subject
-from algorithm.transform import Transform
+from .geometry import resample
+from .interface import Outputs
+from .prepare import Subject
+from .transform import Transform
 
 ERROR_MM = 3.0
 """An expected error beyond it is counted."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Affine, Grid, resample, slabs, warp_image, with_affine
-from algorithm.images import Image
-from algorithm.network import AIR_HU
+from .geometry import Affine, Grid, resample, slabs, warp_image, with_affine
+from .images import Image
+from .network import AIR_HU
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.geometry import (
+from .geometry import (
     Affine,
     Grid,
     Size,
@@ -22,11 +22,11 @@ from algorithm.geometry import (
     warp_image,
     with_affine,
 )
-from algorithm.images import Image
-from algorithm.lungs import LungMask
-from algorithm.network import AIR_HU
-from algorithm.prepare import Subject
-from algorithm.transform import Transform
+from .images import Image
+from .lungs import LungMask
+from .network import AIR_HU
+from .prepare import Subject
+from .transform import Transform
 
 MARGIN_MM = 18.0
 """Around the fixed lungs: the chest wall is seen, too."""

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from algorithm.errors import InputError
-from algorithm.images import atomically
-from algorithm.network import Cascade, CascadeSettings
+from .errors import InputError
+from .images import atomically
+from .network import Cascade, CascadeSettings
 
 FILE = "cascade.safetensors"
 MANIFEST = "manifest.json"

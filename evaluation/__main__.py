@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.cases import Case, find_cases
-from evaluation.errors import InputError, exit_code
-from evaluation.evaluate import evaluate
-from evaluation.tables import RESULTS, prepare_folder
+from .cases import Case, find_cases
+from .errors import InputError, exit_code
+from .evaluate import evaluate
+from .tables import RESULTS, prepare_folder
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def write_report(
 ) -> None:
     """The page; a fault in a picture does not take the figures with it."""
     try:
-        from evaluation.report import write_page  # here, or each worker would wait for matplotlib
+        from .report import write_page  # here, or each worker would wait for matplotlib
 
         write_page(metrics, landmarks, cases, out, images)
     except Exception as error:

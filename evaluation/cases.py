@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from evaluation.errors import CaseError, InputError, printable
-from evaluation.fields import EMPIRE10, TRANSFORMS
-from evaluation.images import ENDINGS as IMAGES
-from evaluation.images import is_there
+from .errors import CaseError, InputError, printable
+from .fields import EMPIRE10, TRANSFORMS
+from .images import ENDINGS as IMAGES
+from .images import is_there
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from evaluation.errors import InputError, exit_code, printable
-from evaluation.quantities import QUANTITIES, Quantity, counted_values, read_metrics, worst30
-from evaluation.tables import all_or_nothing, prepare_file, prepare_folder, read_landmark_errors, write_text
+from .errors import InputError, exit_code, printable
+from .quantities import QUANTITIES, Quantity, counted_values, read_metrics, worst30
+from .tables import all_or_nothing, prepare_file, prepare_folder, read_landmark_errors, write_text
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Of significance, as in the paper."""
@@ -286,7 +286,7 @@ def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], fol
 
     Of the cases that worked in all evaluations; landmarks are in the landmarks.csv beside each metrics.json.
     """
-    from evaluation.pictures import box_plots, cumulative_errors, values_by_label
+    from .pictures import box_plots, cumulative_errors, values_by_label
 
     cases = set.intersection(*(e.results.keys() - e.failed for e in evaluations))
     tables = [read_landmark_errors(path.parent / "landmarks.csv") for path in paths]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import SimpleITK as sitk
 
-from evaluation.errors import InputError, exit_code, printable
-from evaluation.fields import (
+from .errors import InputError, exit_code, printable
+from .fields import (
     TRANSFORMS,
     is_learn2reg,
     is_transform,
@@ -23,8 +23,8 @@ from evaluation.fields import (
     write_learn2reg,
     write_transform,
 )
-from evaluation.images import ENDINGS, Grid, read_grid
-from evaluation.tables import all_or_nothing, prepare_file, prepare_folder
+from .images import ENDINGS, Grid, read_grid
+from .tables import all_or_nothing, prepare_file, prepare_folder
 
 FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10")
 

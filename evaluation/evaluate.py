@@ -14,20 +14,20 @@ import pandas as pd
 import SimpleITK as sitk
 from jaxtyping import Float
 
-from evaluation.cases import Case, images_in
-from evaluation.errors import CaseError, printable
-from evaluation.failures import JACOBIAN, counted_as_failed, nothing_counted
-from evaluation.fields import EMPIRE10, axes_of, is_transform, npz_header, read_field
-from evaluation.ground_truth import GroundTruth, check_ground_truth, mask_on, read_ground_truth
-from evaluation.images import open_image
-from evaluation.jacobian import jacobian_statistics
-from evaluation.labels import dice, warp_labels
-from evaluation.landmarks import LandmarkErrors, landmark_errors
-from evaluation.quantities import QUANTITIES, counted_values, worst30
-from evaluation.remarks import remarks
-from evaluation.surfaces import surface_distances
-from evaluation.tables import cases_table, write_csv, write_json
-from evaluation.workers import each, workers_for
+from .cases import Case, images_in
+from .errors import CaseError, printable
+from .failures import JACOBIAN, counted_as_failed, nothing_counted
+from .fields import EMPIRE10, axes_of, is_transform, npz_header, read_field
+from .ground_truth import GroundTruth, check_ground_truth, mask_on, read_ground_truth
+from .images import open_image
+from .jacobian import jacobian_statistics
+from .labels import dice, warp_labels
+from .landmarks import LandmarkErrors, landmark_errors
+from .quantities import QUANTITIES, counted_values, worst30
+from .remarks import remarks
+from .surfaces import surface_distances
+from .tables import cases_table, write_csv, write_json
+from .workers import each, workers_for
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ no part in, a ground truth that cannot be used, counts nowhere.
 import numpy as np
 import SimpleITK as sitk
 
-from evaluation.cases import Case
-from evaluation.errors import CaseError
-from evaluation.fields import axes_of, read_field
-from evaluation.ground_truth import GroundTruth, check_ground_truth, mask_on, read_ground_truth
-from evaluation.jacobian import jacobian_statistics
-from evaluation.labels import dice, warp_labels
-from evaluation.landmarks import LandmarkErrors, landmark_errors, unregistered_errors
-from evaluation.quantities import QUANTITIES
-from evaluation.surfaces import SurfaceDistances, distances_between, surface_distances, surface_points
+from .cases import Case
+from .errors import CaseError
+from .fields import axes_of, read_field
+from .ground_truth import GroundTruth, check_ground_truth, mask_on, read_ground_truth
+from .jacobian import jacobian_statistics
+from .labels import dice, warp_labels
+from .landmarks import LandmarkErrors, landmark_errors, unregistered_errors
+from .quantities import QUANTITIES
+from .surfaces import SurfaceDistances, distances_between, surface_distances, surface_points
 
 JACOBIAN = ("folding_percent", "folding_percent_all", "jacobian_min", "jacobian_max", "std_log_jacobian")
 

@@ -30,8 +30,8 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.spatialimages import HeaderDataError
 from scipy.ndimage import zoom
 
-from evaluation.errors import CaseError, short
-from evaluation.images import ENDINGS, Grid, open_image, place, read_image, read_voxels
+from .errors import CaseError, short
+from .images import ENDINGS, Grid, open_image, place, read_image, read_voxels
 
 EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
 TRANSFORMS = (".h5", ".hdf5", ".tfm")

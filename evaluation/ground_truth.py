@@ -19,10 +19,10 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, UInt8, UInt16
 
-from evaluation.errors import CaseError, short
-from evaluation.fields import same_grid
-from evaluation.images import Grid, find_image, is_there, read_grid, read_image
-from evaluation.landmarks import find_landmarks, read_landmarks
+from .errors import CaseError, short
+from .fields import same_grid
+from .images import Grid, find_image, is_there, read_grid, read_image
+from .landmarks import find_landmarks, read_landmarks
 
 
 @dataclass(frozen=True)

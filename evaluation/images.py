@@ -8,7 +8,8 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 import imagefiles
-from evaluation.errors import CaseError, short
+
+from .errors import CaseError, short
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float
 
-from evaluation.errors import CaseError
-from evaluation.fields import axes_of
+from .errors import CaseError
+from .fields import axes_of
 
 FOLDED = 1e-5
 """At most this counts as 0: displacements of some 100 mm in float32 leave so much of a determinant of 0, and its sign

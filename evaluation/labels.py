@@ -5,8 +5,8 @@ import SimpleITK as sitk
 from grand_challenge_metrics.stats import calculate_confusion_matrix  # evalutils
 from jaxtyping import Float, Shaped, UInt8, UInt16
 
-from evaluation.errors import CaseError
-from evaluation.fields import SLAB, axes_of, same_grid
+from .errors import CaseError
+from .fields import SLAB, axes_of, same_grid
 
 Labels = UInt8[np.ndarray, "z y x"] | UInt16[np.ndarray, "z y x"]
 

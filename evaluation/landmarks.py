@@ -9,10 +9,10 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float
 
-from evaluation.errors import CaseError, short
-from evaluation.fields import axes_of
-from evaluation.images import Grid, is_there
-from evaluation.tables import numbers, read_columns
+from .errors import CaseError, short
+from .fields import axes_of
+from .images import Grid, is_there
+from .tables import numbers, read_columns
 
 COLUMNS = ("x", "y", "z")
 FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"

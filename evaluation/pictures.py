@@ -18,10 +18,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from evaluation.fields import axes_of
-from evaluation.images import find_image, read_image
-from evaluation.jacobian import FOLDED, jacobian_determinant
 from resultpages.colours import CT, DIFFERENCE, FOLDED_RGB, VOLUME, over
+
+from .fields import axes_of
+from .images import find_image, read_image
+from .jacobian import FOLDED, jacobian_determinant
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d")
 """Of the evaluations, in turn."""

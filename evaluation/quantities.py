@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from evaluation.errors import InputError
+from .errors import InputError
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ import SimpleITK as sitk
 from jaxtyping import Float
 from scipy.spatial import KDTree
 
-from evaluation.fields import axes_of
-from evaluation.ground_truth import GroundTruth
-from evaluation.images import Grid
-from evaluation.landmarks import LandmarkErrors, displacement_at, outside
+from .fields import axes_of
+from .ground_truth import GroundTruth
+from .images import Grid
+from .landmarks import LandmarkErrors, displacement_at, outside
 
 HARDLY = 0.9
 """Of the error before: an error after of at least so much is remarked upon."""

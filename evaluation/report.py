@@ -17,10 +17,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.cases import Case, find_cases
-from evaluation.errors import CaseError, exit_code
-from evaluation.evaluate import aggregate, aggregate_all, read_case
-from evaluation.pictures import (
+from resultpages import render
+from resultpages.charts import colour_bar
+from resultpages.colours import VOLUME
+from resultpages.pictures import Picture, picture
+
+from .cases import Case, find_cases
+from .errors import CaseError, exit_code
+from .evaluate import aggregate, aggregate_all, read_case
+from .pictures import (
     box_plots,
     coronal_slices,
     cumulative_errors,
@@ -29,12 +34,8 @@ from evaluation.pictures import (
     svg,
     values_by_label,
 )
-from evaluation.quantities import QUANTITIES, Quantity, read_metrics
-from evaluation.tables import read_landmark_errors, write_text
-from resultpages import render
-from resultpages.charts import colour_bar
-from resultpages.colours import VOLUME
-from resultpages.pictures import Picture, picture
+from .quantities import QUANTITIES, Quantity, read_metrics
+from .tables import read_landmark_errors, write_text
 
 log = logging.getLogger(__name__)
 

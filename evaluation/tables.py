@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from evaluation.errors import CaseError, InputError, short
+from .errors import CaseError, InputError, short
 
 RESULTS = ("metrics.json", "cases.csv", "landmarks.csv", "report.html")
 

@@ -5,6 +5,6 @@ the volumes that can be scrolled through. A page is one file: it holds all that 
 nothing.
 """
 
-from resultpages.page import render
+from .page import render
 
 __all__ = ["render"]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from resultpages.colours import Scale
+from .colours import Scale
 
 WIDTH, HEIGHT = 340, 120
 """Of the area of a histogram, in the drawing's own units; axis labels come below and beside it."""

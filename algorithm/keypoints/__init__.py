@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithm.geometry import Grid, displacement_at, resample, validity, warp
-from algorithm.keypoints.detect import DetectSettings, distinctive_points
-from algorithm.keypoints.match import MatchSettings, match, search_margin
-from algorithm.objective.keypoints import Keypoints
+from ..geometry import Grid, displacement_at, resample, validity, warp
+from ..objective.keypoints import Keypoints
+from .detect import DetectSettings, distinctive_points
+from .match import MatchSettings, match, search_margin
 
 __all__ = [
     "DetectSettings",

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid, Vector
+from ..errors import InputError
+from ..geometry import Grid, Vector
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid, Size, Vector
-from algorithm.keypoints.detect import voxels
-from algorithm.objective.mind import mind_ssc
+from ..errors import InputError
+from ..geometry import Grid, Size, Vector
+from ..objective.mind import mind_ssc
+from .detect import voxels
 
 POINTS_AT_ONCE = 128
 """Their products fill 20 MB for offsets up to 4 voxels, 100 MB for 8."""

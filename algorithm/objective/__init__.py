@@ -28,15 +28,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid
-from algorithm.objective.curvature import curvature
-from algorithm.objective.diffusion import diffusion
-from algorithm.objective.domain import check_same_shape
-from algorithm.objective.keypoints import Keypoints, keypoint_distance
-from algorithm.objective.masks import mask_distance, one_hot
-from algorithm.objective.ngf import edge_parameter, ngf_distance
-from algorithm.objective.volume_change import psi, volume_change
+from ..errors import InputError
+from ..geometry import Grid
+from .curvature import curvature
+from .diffusion import diffusion
+from .domain import check_same_shape
+from .keypoints import Keypoints, keypoint_distance
+from .masks import mask_distance, one_hot
+from .ngf import edge_parameter, ngf_distance
+from .volume_change import psi, volume_change
 
 __all__ = [
     "Keypoints",

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.geometry import Grid
-from algorithm.objective.domain import check_same_shape, domain_mean
+from ..geometry import Grid
+from .domain import check_same_shape, domain_mean
 
 
 def curvature(

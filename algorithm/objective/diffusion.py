@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid
-from algorithm.objective.domain import check_same_shape
+from ..geometry import Grid
+from .domain import check_same_shape
 
 
 def diffusion(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, ""]:

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, displacement_at
-from algorithm.objective.domain import check_same_shape
+from ..geometry import Grid, displacement_at
+from .domain import check_same_shape
 
 
 class Keypoints(NamedTuple):

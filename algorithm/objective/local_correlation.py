@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.objective.domain import domain_mean
+from .domain import domain_mean
 
 
 class LocalStatistics(NamedTuple):

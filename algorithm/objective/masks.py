@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithm.objective.domain import check_same_shape, domain_mean
+from .domain import check_same_shape, domain_mean
 
 
 def mask_distance(

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.objective.domain import check_same_shape, domain_mean
-from algorithm.objective.local_correlation import box_sum
+from .domain import check_same_shape, domain_mean
+from .local_correlation import box_sum
 
 SIX = ((0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0))
 """The neighbours of a voxel, (z, y, x)."""

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid
-from algorithm.objective.domain import check_same_shape, domain_mean
+from ..errors import InputError
+from ..geometry import Grid
+from .domain import check_same_shape, domain_mean
 
 
 def ngf_distance(

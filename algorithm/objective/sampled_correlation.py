@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
-from algorithm.geometry import IndexMap
-from algorithm.objective.local_correlation import dilated, local_statistics
+from ..geometry import IndexMap
+from .local_correlation import dilated, local_statistics
 
 
 def applies(mask: Bool[Tensor, "1 1 z y x"], moving: Float[Tensor, "1 1 zm ym xm"]) -> bool:
@@ -62,7 +62,7 @@ class SampledCorrelation:
 
     def value_and_gradient(self, control: Float[np.ndarray, "3 zc yc xc"]) -> tuple[float, np.ndarray]:
         """D and its gradient in the control points."""
-        from algorithm.objective import correlation_kernels as kernels
+        from . import correlation_kernels as kernels
 
         fixed, warped, seen, slope, terms = self.fixed, self.warped, self.seen, self.slope, self.terms
         mean, variance = self.statistics

@@ -10,9 +10,9 @@ folding (v ≤ 0), the more steeply the smaller t. Both branches meet at t in va
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from algorithm.errors import InputError
-from algorithm.geometry import Grid, jacobian_determinant
-from algorithm.objective.domain import check_same_shape, domain_mean
+from ..errors import InputError
+from ..geometry import Grid, jacobian_determinant
+from .domain import check_same_shape, domain_mean
 
 
 def psi(determinant: Float[Tensor, "..."], t: float) -> Float[Tensor, "..."]:
