@@ -21,6 +21,7 @@ STAGES = {
     "refine": "Refinement for this pair",
     "unfold": "Repairing foldings",
     "quality": "Measuring the quality",
+    "expected error": "Estimating the error",
     "write field": "Writing the displacement field",
     "write warped": "Writing the warped scan",
     "write page": "Making the page to look at",

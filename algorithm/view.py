@@ -158,7 +158,7 @@ def _reduced(image: Image, grid: Grid) -> Image:
 
 
 def _every(image: Image, strides: Size) -> Image:
-    """Every so-manieth voxel along x, y and z, from the first one on."""
+    """Every n-th voxel along x, y and z, from the first one on."""
     x, y, z = strides
     voxels = image.voxels[..., ::z, ::y, ::x]
     sx, sy, sz = (step * spacing for step, spacing in zip(strides, image.grid.spacing, strict=True))

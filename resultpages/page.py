@@ -54,10 +54,4 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
     return environment
-
-
-def number(value: float | None, digits: int = 1) -> str:
-    """As a person reads it; – for none, and a real minus sign."""
-    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")

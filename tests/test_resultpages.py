@@ -12,7 +12,7 @@ import pytest
 from resultpages import fetch, viewer
 from resultpages.charts import colour_bar, histogram, round_up
 from resultpages.colours import CT, FOLDED_RGB, GOOD_TO_BAD, LEAST_TO_MOST, VOLUME, Scale, over
-from resultpages.page import number, render, static
+from resultpages.page import render, static
 from resultpages.volumes import nifti
 
 
@@ -88,10 +88,6 @@ def test_a_page_is_escaped_and_may_run_nothing_else(tmp_path: Path) -> None:
     values |= dict.fromkeys(("labels", "none_left", "case_heads", "case_lines", "definitions"), ())
     text = render("evaluation.html.j2", title="<b>&", lead="<i>", **values)
     assert "&lt;b&gt;&amp;" in text and "<i>" not in text and "script-src 'none'" in html.unescape(text)
-
-
-def test_numbers_are_for_people() -> None:
-    assert (number(None), number(-1.26), number(3.0, 2)) == ("–", "−1.3", "3.00")
 
 
 def test_only_the_tested_library_is_used(tmp_path: Path) -> None:

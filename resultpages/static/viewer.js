@@ -30,24 +30,25 @@
   };
 
   const text = (layer, number) => {
-    if (number === null) return "–";
     const digits = layer.unit === "HU" ? 0 : layer.unit ? 1 : 2;
     return `${number.toFixed(digits).replace("-", "−")}${layer.unit ? ` ${layer.unit}` : ""}`;
   };
 
-  const start = async () => {
+  // The layers with their bytes; the library, run.
+  const unpackedLayers = async () => {
     const layers = JSON.parse(at("layers").textContent);
-    const program = document.createElement("script");
-    program.textContent = new TextDecoder().decode(await unpacked(at("niivue").textContent));
-    document.body.append(program);
-    const { Niivue, NVImage } = globalThis.niivue;
-
     for (const layer of layers) if (layer.data) layer.buffer = await unpacked(layer.data);
     const [fixed, warped] = layers;
     for (const layer of layers) if (!layer.buffer) layer.buffer = subtracted(fixed, warped, layer);
+    const program = document.createElement("script");
+    program.textContent = new TextDecoder().decode(await unpacked(at("niivue").textContent));
+    document.body.append(program);
+    return layers;
+  };
 
-    const box = document.querySelector(".viewer");
-    box.hidden = false;
+  // The fixed scan in three planes, and all other layers ready to be laid over it.
+  const opened = async layers => {
+    const { Niivue, NVImage } = globalThis.niivue;
     const view = new Niivue({
       isRadiologicalConvention: true,
       sagittalNoseLeft: true,
@@ -69,15 +70,18 @@
       view.addColormap(`of-${layer.key}`, { R, G, B, A: places.map(i => (i ? 255 : 0)), I: places });
       layer.image = await NVImage.new(layer.buffer, `${layer.key}.nii`, `of-${layer.key}`, 1, null, 0, 255, true);
     }
-    view.addVolume(fixed.image);
+    view.addVolume(layers[0].image);
+    return view;
+  };
 
+  // What lies over the fixed scan.
+  const chooseLayers = (view, layers) => {
     const select = at("layer"), opacity = at("opacity");
     for (const layer of layers.slice(1)) select.append(new Option(layer.title, layer.key));
-    const shown = () => layers.find(layer => layer.key === select.value && layer !== fixed);
     const fade = () => view.volumes.length > 1 && view.setOpacity(1, opacity.value / 100);
     const change = () => {
       for (const image of view.volumes.slice(1)) view.removeVolume(image);
-      const layer = shown();
+      const layer = layers.slice(1).find(one => one.key === select.value);
       if (layer) {
         view.addVolume(layer.image);
         opacity.value = layer.unit === "HU" ? 100 : 70;
@@ -88,19 +92,22 @@
     };
     select.addEventListener("change", change);
     opacity.addEventListener("input", fade);
+  };
 
+  // Where the planes are, and the values there.
+  const choosePlace = (view, layers) => {
     const sliders = ["x", "y", "z"].map(at);
-    const tell = ({ vox }) => {
-      const [i, j, k] = vox, [, nx, ny] = fixed.image.dimsRAS;
-      const place = HEADER + i + nx * (j + ny * k);
-      const said = layers.map(layer => [layer.title, value(layer, new Uint8Array(layer.buffer)[place] ?? 0), layer]);
-      at("values").textContent = said
-        .filter(([, number]) => number !== null)
-        .map(([title, number, layer]) => `${title}: ${text(layer, number)}`)
-        .join(" · ");
-    };
     // Shares from the right, front and feet, as the pictures lie; NiiVue counts from the left, back and feet.
     const mirrored = ([x, y, z]) => [1 - x, 1 - y, z];
+    const tell = ({ vox: [i, j, k] }) => {
+      const [, nx, ny] = layers[0].image.dimsRAS;
+      const place = HEADER + i + nx * (j + ny * k);
+      at("values").textContent = layers
+        .map(layer => [layer, value(layer, new Uint8Array(layer.buffer)[place] ?? 0)])
+        .filter(([, number]) => number !== null)
+        .map(([layer, number]) => `${layer.title}: ${text(layer, number)}`)
+        .join(" · ");
+    };
     view.onLocationChange = location => {
       mirrored(view.scene.crosshairPos).forEach((share, axis) => (sliders[axis].value = share));
       tell(location);
@@ -112,6 +119,14 @@
     };
     for (const slider of sliders) slider.addEventListener("input", move);
     move();
+  };
+
+  const start = async () => {
+    const layers = await unpackedLayers();
+    document.querySelector(".viewer").hidden = false;
+    const view = await opened(layers);
+    chooseLayers(view, layers);
+    choosePlace(view, layers);
     at("viewer-says").hidden = true;
     document.documentElement.dataset.viewer = "ready";
   };
