@@ -34,8 +34,8 @@ def run(options: Options, weights: LoadedCascade) -> None:
     grid, layout = fixed_image.grid, field_layout(options.field_layout, inputs)
     del fixed_image, moving_image  # stored in another order than the subjects', they are copies
     insist = options.device == "cuda"
-    transform = register(fixed, moving, weights.cascade, options.refine, device, report, insist)
-    deliver(outputs, grid, transform, fixed, moving, layout, report, options.field_grid)
+    transform, expected = register(fixed, moving, weights, options.refine, device, report, insist)
+    deliver(outputs, grid, transform, fixed, moving, layout, report, options.field_grid, expected)
 
 
 def run_once() -> None:

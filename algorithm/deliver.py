@@ -6,6 +6,7 @@ from typing import Literal
 
 from .determinant import DeterminantStatistics, checked
 from .errors import first_line
+from .expected_error import ExpectedError
 from .folding import unfold
 from .geometry import Grid
 from .images import Layout, write_field, write_image_slabs
@@ -24,7 +25,7 @@ from .prepare import Subject
 from .report import Report
 from .summary import figures, in_words
 from .transform import Transform
-from .view import ExpectedError, Pair
+from .view import Pair
 
 log = logging.getLogger(__name__)
 

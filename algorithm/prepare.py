@@ -17,7 +17,7 @@ from .geometry import Affine, Grid, resample_image, validity
 from .images import Image, canonical, read_mask
 from .intensities import in_hounsfield_units
 from .lungs import LungMask, crop_grid, lung_mask
-from .network import AIR_HU
+from .network import AIR_HU, downsample
 from .prealign import PrealignSettings, Scan, prealign
 
 MASK_LITRES = (0.02, 12.0)
@@ -65,6 +65,18 @@ class Prepared:
     moving_grid: Grid
     affine: Affine
     """Pre-alignment: fixed world → moving world."""
+
+    def halved(self) -> "Prepared":
+        """The same pair at half the resolution."""
+        return Prepared(
+            downsample(self.fixed),
+            downsample(self.fixed_lungs),
+            self.grid.coarsened(),
+            downsample(self.moving),
+            downsample(self.moving_lungs),
+            self.moving_grid.coarsened(),
+            self.affine,
+        )
 
     def to(self, device: torch.device) -> "Prepared":
         """The same pair on another device."""

@@ -4,7 +4,7 @@ prepare    affine map between the lungs; box around the fixed lungs, resized to 
 cascade    displacement field on the network grid
 refine     minimisation of the objective for this pair, from the cascade's field
 unfold     local repair where the field folds
-quality    figures that say whether to trust it
+quality    figures that say whether to trust it, and the expected error
 """
 
 import copy
@@ -12,21 +12,26 @@ import warnings as python_warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .compiled import compiled, pays
 from .errors import InputError, first_line, gpu_unusable, out_of_memory
+from .expected_error import ErrorModel, ExpectedError, expected_error
+from .expected_error import warnings as error_warnings
 from .extension import extended
 from .folding import unfold
-from .geometry import resample
-from .network import Cascade, fastest_precision
+from .geometry import invert, resample, validity
+from .network import Cascade, downsample, fastest_precision
 from .prepare import Prepared, Subject, prepare
 from .quality import quality, warnings
 from .refine import FAST, FULL, Refined, refine
 from .report import Report
 from .transform import Transform
+from .weights import LoadedCascade
 
 T = TypeVar("T")
 
@@ -68,23 +73,38 @@ def gpu_trouble() -> str | None:
     return first_line(said[0].message) if said else "there is none"
 
 
+class Registered(NamedTuple):
+    """The result of `register`."""
+
+    transform: Transform
+    expected: ExpectedError | None
+    """None where the weights come without a model of the error."""
+
+
 def register(
     fixed: Subject,
     moving: Subject,
-    cascade: Cascade,
+    weights: LoadedCascade,
     refinement: str,
     device: torch.device,
     report: Report,
     insist: bool = False,
-) -> Transform:
+) -> Registered:
     """Registers two scans; ``refinement`` is off, fast or full. Says in ``report`` how well it went.
 
     Where the GPU cannot be used, the CPU takes over, with a warning; not so if the user ``insist``s on the device.
     """
     with report.timed("prepare"):
-        pair = prepare(fixed, moving, cascade.settings.network_size)
+        pair = prepare(fixed, moving, weights.cascade.settings.network_size)
+    backwards = refinement == "off" and weights.errors is not None  # otherwise nobody asks
     with report.timed("cascade"):
-        found = on_device("The cascade", lambda where: predict(pair, cascade, where, report), device, report, insist)
+        found = on_device(
+            "The cascade",
+            lambda where: predict(pair, weights.cascade, where, report, backwards),
+            device,
+            report,
+            insist,
+        )
     result = found
     if refinement != "off":
         settings = REFINE[refinement]
@@ -96,7 +116,12 @@ def register(
                 report,
                 insist,
             )
-    return finish(pair, moving, result, report)
+    transform = finish(pair, moving, result, report)
+    if weights.errors is None:
+        return Registered(transform, None)
+    model = weights.errors.cascade if refinement == "off" else weights.errors.refined
+    with report.timed("expected error"):
+        return Registered(transform, estimate(pair, moving, result, model, report))
 
 
 def on_device(
@@ -121,15 +146,59 @@ def on_device(
 
 
 @torch.no_grad()
-def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report) -> Refined:
-    """The cascade's field, continued around the lungs; in single precision where half precision overflows."""
+def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report, backwards: bool = False) -> Refined:
+    """The cascade's field, continued around the lungs; in single precision where half precision overflows.
+
+    With ``backwards``, `Refined.inconsistency_mm` is its distance from the `second_opinion`.
+    """
     there = pair.to(device)
     images = there.fixed, there.grid, there.moving, there.moving_grid
-    displacement, grid = fastest(cascade, device, fastest_precision(device))(*images)
+    networks = fastest(cascade, device, fastest_precision(device))
+    displacement, grid = networks(*images)
     if not displacement.isfinite().all():
         report.warn("The cascade overflowed in half precision: repeated in single precision.")
-        displacement, grid = fastest(cascade, device, torch.float32)(*images)
-    return Refined(extended(displacement.float(), there.fixed_lungs).cpu(), grid, None)
+        networks = fastest(cascade, device, torch.float32)
+        displacement, grid = networks(*images)
+    displacement = displacement.float()
+    apart = None
+    if backwards and (opinion := second_opinion(there, networks)) is not None:
+        apart = (displacement - resample(opinion, grid.coarsened(), grid)).norm(dim=1, keepdim=True).cpu()
+    return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
+
+
+def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y x"] | None:
+    """The same displacement (mm) at half the resolution, from the other direction: the inverse of that from the moving
+    to the fixed image, by all levels but the finest, which takes most of the time. None where there is no other level.
+    """
+    levels = sum(factor > 1 for factor in networks.settings.factors)
+    if not levels or any(factor % 2 for factor in networks.settings.factors[:levels]):
+        return None
+    half = pair.halved()
+    moving = resample(half.moving, half.moving_grid, half.grid)
+    backward, grid = networks(moving, half.grid, half.fixed, half.grid, levels=levels, reduction=2)
+    return invert(backward.float(), grid, half.grid)
+
+
+@torch.no_grad()
+def estimate(
+    pair: Prepared, moving: Subject, result: Refined, model: ErrorModel, report: Report
+) -> ExpectedError | None:
+    """The expected error on the network grid at half its resolution, with its figures and warnings in ``report``.
+
+    None where only one direction was registered.
+    """
+    if result.inconsistency_mm is None:
+        return None
+    grid = pair.grid.coarsened()
+    apart, displacement = (resample(v.cpu(), result.grid, grid) for v in (result.inconsistency_mm, result.displacement))
+    seen = validity(displacement, grid, moving.image.grid, affine=pair.affine)
+    known = ((downsample(pair.fixed_lungs) > 0.5) & seen).float()
+    expected = expected_error(apart, known, grid, model)
+    figures = expected.figures()
+    for sentence in error_warnings(figures):
+        report.warn(sentence)
+    report.set(expected_error=figures)
+    return expected
 
 
 def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> Cascade:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .expected_error import MOST_MM, ExpectedError
 from .geometry import (
     Affine,
     Grid,
@@ -44,15 +45,6 @@ FAR_MM = 60.0
 Plane = Literal["coronal", "sagittal", "axial"]
 AXIS: dict[Plane, int] = {"coronal": 1, "sagittal": 0, "axial": 2}
 """The axis (x, y, z) that a plane is perpendicular to."""
-
-
-@dataclass(frozen=True)
-class ExpectedError:
-    """How far the field is probably from the truth, estimated without knowing it."""
-
-    mm: Float[Tensor, "1 1 z y x"]
-    grid: Grid
-    """Any in the fixed world, such as that of the fixed image or of the network."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +164,7 @@ def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
     field = _near(pair.transform, grid).field(grid)
     expected = None
     if pair.expected is not None:
-        expected = resample(pair.expected.mm.float().cpu(), pair.expected.grid, grid)[0, 0].numpy()
+        expected = pair.expected.at(grid, elsewhere=MOST_MM, least=0.05)[0, 0].numpy()  # not seen: the worst colour
     along_axes = torch.einsum("ji,jzyx->izyx", torch.tensor(grid.direction, dtype=field.dtype), field[0])
     return View(
         grid,

@@ -5,7 +5,7 @@ Nothing is unpickled. The file is refused when its SHA-256 is not the manifest's
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .errors import InputError
+from .expected_error import ErrorModels
 from .images import atomically
 from .network import Cascade, CascadeSettings
 
 FILE = "cascade.safetensors"
 MANIFEST = "manifest.json"
+ERRORS = "expected_error"
+"""The manifest's entry for `ErrorModels`."""
 PLATFORM = Path("/opt/ml/model")
 """Where grand-challenge.org unpacks an uploaded model."""
 BUNDLED = Path(__file__).parent.parent / "weights"
@@ -26,10 +29,12 @@ BUNDLED = Path(__file__).parent.parent / "weights"
 
 @dataclass(frozen=True)
 class LoadedCascade:
-    """A cascade in evaluation mode and the SHA-256 of its weights file."""
+    """A cascade in evaluation mode, the SHA-256 of its weights file, and what its fields' errors are like."""
 
     cascade: Cascade
     sha256: str
+    errors: ErrorModels | None = None
+    """For the expected error; None where the manifest has none."""
 
 
 def find_weights(given: Path | None) -> Path:
@@ -60,7 +65,9 @@ def load_cascade(path: Path) -> LoadedCascade:
         cascade.load_state_dict({name: value.float() for name, value in load(content).items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{file}: the weights do not fit the settings in {folder / MANIFEST}") from error
-    return LoadedCascade(cascade.eval().requires_grad_(False), sha256)
+    errors = manifest.get(ERRORS)
+    models = None if errors is None else ErrorModels.from_dict(errors)
+    return LoadedCascade(cascade.eval().requires_grad_(False), sha256, models)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -73,6 +80,13 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: expected a JSON object with file, sha256 and settings") from error
     return dict(manifest)
+
+
+def save_errors(folder: Path, models: ErrorModels, provenance: dict[str, Any]) -> None:
+    """Puts the models into the manifest in ``folder``, with what they were fitted on."""
+    manifest = _read_manifest(folder / MANIFEST) | {ERRORS: asdict(models) | {"fitted": provenance}}
+    with atomically(folder / MANIFEST) as file:
+        file.write(json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def save_cascade(folder: Path, cascade: Cascade, provenance: dict[str, Any]) -> None:
