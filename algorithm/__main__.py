@@ -38,17 +38,16 @@ def run(options: Options, weights: LoadedCascade) -> None:
     deliver(outputs, grid, transform, fixed, moving, layout, report, options.field_grid)
 
 
-def run_once() -> None:
-    """The case of the command line."""
-    options = parse()
+def run_once(options: Options) -> None:
+    """One case, in place of the results of an earlier one."""
     with stopped_by_signals():
         withdraw(options.output, options.on_platform(), options.sources())
         run(options, load_cascade(find_weights(options.weights)))
 
 
-def run_on_request() -> None:
+def run_on_request(arguments: list[str], program: str = "python -m algorithm serve") -> None:
     """Cases from the same folder, refilled in between; the model is loaded once."""
-    options, port, host = parse_serve(sys.argv[2:])
+    options, port, host = parse_serve(arguments, program)
     weights = load_cascade(find_weights(options.weights))
     choose_device(options.device, Report())  # a GPU is woken up before the first case
 
@@ -61,7 +60,9 @@ def run_on_request() -> None:
 
 def main() -> int:
     """Runs the command line; the exit code."""
-    return exit_code(run_on_request if sys.argv[1:2] == ["serve"] else run_once)
+    if sys.argv[1:2] == ["serve"]:
+        return exit_code(lambda: run_on_request(sys.argv[2:]))
+    return exit_code(lambda: run_once(parse()))
 
 
 if __name__ == "__main__":

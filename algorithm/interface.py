@@ -22,11 +22,12 @@ from imagefiles import ENDINGS, ending
 from .dicom import holds_dicom
 from .errors import InputError
 from .images import PARTIAL, Layout, atomically
+from .inputs import PLATFORM_FILE as PLATFORM_FILE
+from .inputs import Inputs as Inputs
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
 REQUIRED = ("fixed", "moving")
-PLATFORM_FILE = "inputs.json"
 KINDS = ("displacement-field", "warped-moving")
 """The folders of the results in images/."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
@@ -34,22 +35,6 @@ OWN_ENTRIES = {"version", "timings_s", "warnings"}
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The files of one case; a scan may also be a folder with a DICOM series."""
-
-    fixed: Path
-    moving: Path
-    fixed_mask: Path | None = None
-    moving_mask: Path | None = None
-    platform: bool = False
-    """Whether grand-challenge.org's inputs.json named them."""
-
-    def paths(self) -> tuple[Path, ...]:
-        """All that are there."""
-        return tuple(path for path in (self.fixed, self.moving, self.fixed_mask, self.moving_mask) if path)
 
 
 @dataclass(frozen=True)

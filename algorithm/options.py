@@ -1,4 +1,4 @@
-"""The command line, made from the fields of `Options`."""
+"""What a registration can be told, once for all command lines; and that of the container, made from `Options`."""
 
 import argparse
 from contextlib import suppress
@@ -8,8 +8,13 @@ from typing import Literal, get_args, get_origin
 
 from . import __version__
 from .errors import InputError
-from .interface import PLATFORM_FILE, Inputs, find_inputs
+from .inputs import PLATFORM_FILE, Inputs
 from .serve import HOST, PORT
+
+Device = Literal["auto", "cuda", "cpu"]
+Refine = Literal["off", "fast", "full"]
+FieldLayout = Literal["auto", "itk", "grand-challenge"]
+FieldGrid = Literal["fixed", "network"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -38,10 +43,10 @@ class Options:
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
     weights: Path | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    refine: Literal["off", "fast", "full"] = "full"
-    field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
-    field_grid: Literal["fixed", "network"] = "fixed"
+    device: Device = "auto"
+    refine: Refine = "full"
+    field_layout: FieldLayout = "auto"
+    field_grid: FieldGrid = "fixed"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
@@ -59,6 +64,8 @@ class Options:
         if self.fixed is None and self.moving is None:
             if self.fixed_mask or self.moving_mask:
                 raise InputError("--fixed-mask and --moving-mask need --fixed and --moving")
+            from .interface import find_inputs  # here: it brings torch, and --help can do without
+
             return find_inputs(self.input)
         if self.fixed is None or self.moving is None:
             raise InputError(f"--{'moving' if self.fixed else 'fixed'} is missing: --fixed and --moving go together")
@@ -75,10 +82,10 @@ def parse(arguments: list[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def parse_serve(arguments: list[str]) -> tuple[Options, int, str]:
+def parse_serve(arguments: list[str], program: str = "python -m algorithm serve") -> tuple[Options, int, str]:
     """The same for what follows ``serve``, the port, and the address of the interface to listen on."""
     parser = _parser(
-        "python -m algorithm serve",
+        program,
         "A server that registers --input into --output at each POST /invoke; GET /health says when it is ready.",
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT})")

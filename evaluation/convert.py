@@ -29,9 +29,9 @@ from .tables import all_or_nothing, prepare_file, prepare_folder
 FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m evaluation.convert") -> int:
     """Runs the command line; the exit code."""
-    return exit_code(lambda: convert(_parser().parse_args(arguments)))
+    return exit_code(lambda: convert(_parser(program).parse_args(arguments)))
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -84,8 +84,8 @@ def _check_name(out: Path, kind: str) -> None:
         raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(endings)}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.convert", description="Convert a displacement field.")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Convert a displacement field.")
     parser.add_argument("field", type=Path, metavar="FIELD", help="file, or EMPIRE10 folder")
     parser.add_argument("out", type=Path, metavar="OUT", help="file, or EMPIRE10 folder")
     parser.add_argument("--to", choices=FORMATS, help="format of OUT; by default its name says")
