@@ -4,15 +4,19 @@ import logging
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from .determinant import DeterminantStatistics, checked
 from .folding import unfold
 from .geometry import Grid
 from .images import Layout, write_field, write_image_slabs
-from .interface import Outputs, result_mark, sole_image, sole_writer, write_results
+from .interface import Outputs, remove_own_transforms, result_mark, sole_image, sole_writer, write_results
+from .inverse import framed, inverse, residual_mm
 from .lungs import LungMask
 from .prepare import Subject
 from .report import Report
 from .transform import Transform
+from .transformfiles import write_inverse, write_transform
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ def deliver(
     report: Report,
     field_grid: FieldGrid = "fixed",
 ) -> None:
-    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, and results.json.
+    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, the transforms for other
+    programs where they are wanted, and results.json.
 
     The field is checked for folding on the grid that it is written on.
     """
@@ -54,6 +59,10 @@ def deliver(
         with report.timed("write warped"), sole_image(outputs.warped_moving, outputs.inputs) as path:
             warped, dtype = transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype
             write_image_slabs(path, grid, warped, dtype, result_mark(path))
+        remove_own_transforms(outputs.results.parent, (*outputs.inputs, *outputs.transforms))
+        if outputs.transforms:
+            with report.timed("write transforms"):
+                report.set(inverse_residual_mm=write_both_ways(outputs, transform, moving.lungs))
         write_results(outputs.results, report.to_dict())
     log.info("done: %s", outputs.displacement_field)
 
@@ -85,3 +94,14 @@ def write_unfolded(
     if statistics.folded:
         report.warn(f"The field folds at {statistics.folded} of {statistics.voxels} voxels; the repair failed.")
     return transform
+
+
+def write_both_ways(outputs: Outputs, transform: Transform, moving_lungs: LungMask) -> dict[str, float]:
+    """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
+    there, back = outputs.transforms
+    whole = framed(transform)
+    undo = inverse(whole, moving_lungs)
+    write_transform(there, whole)
+    write_inverse(back, undo)
+    rest = residual_mm(whole, undo, moving_lungs)
+    return {"mean": float(rest.mean()), "p99": float(np.quantile(rest, 0.99)), "max": float(rest.max())}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 from torch import Tensor
 
@@ -30,6 +31,10 @@ SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-
 REQUIRED = ("fixed", "moving")
 KINDS = ("displacement-field", "warped-moving")
 """The folders of the results in images/."""
+TRANSFORMS = ("transform.h5", "inverse.h5")
+"""For other programs, beside results.json: from the fixed to the moving scan, and back."""
+TRANSFORM_MARK = "Comment"
+"""The attribute of such a file that says who wrote it; ITK does not look at it."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
 """Of every results.json that this program writes (`Report`)."""
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
@@ -46,6 +51,8 @@ class Outputs:
     results: Path
     inputs: tuple[Path, ...] = ()
     """Of the case: neither removed nor written over, wherever they lie."""
+    transforms: tuple[Path, ...] = ()
+    """Those of `TRANSFORMS`, or none."""
 
     def check(self) -> None:
         """InputError where a result would take the place of a file that is none of this program's, or an input."""
@@ -53,6 +60,8 @@ class Outputs:
         for image in (self.displacement_field, self.warped_moving):
             for other in _in_the_way(image):
                 _check_replaceable(other, kept, is_own_image(other))
+        for transform in filter(_exists, self.transforms):
+            _check_replaceable(transform, kept, is_own_transform(transform))
         if _exists(self.results):
             _check_replaceable(self.results, kept, is_own_results(self.results))
 
@@ -204,8 +213,9 @@ def _listing(root: Path, limit: int = 8) -> str:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = ()) -> Outputs:
-    """Where the results of the case ``name`` go. Makes nothing yet, so that a run that fails leaves nothing behind.
+def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), transforms: bool = False) -> Outputs:
+    """Where the results of the case ``name`` go, with `TRANSFORMS` if they are wanted. Makes nothing yet, so that a run
+    that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
     any time is spent on the registration.
@@ -217,6 +227,7 @@ def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = ()) -> Outpu
         root / "images" / KINDS[1] / f"{name}.mha",
         root / "results.json",
         tuple(inputs),
+        tuple(root / file for file in TRANSFORMS) if transforms else (),
     )
     for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
         _check_writable(path.parent)
@@ -237,8 +248,9 @@ def _check_writable(folder: Path) -> None:
 def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Where a case begins: results.json of an earlier one goes, so that nobody takes that for this one's, if it fails.
 
-    With ``images`` those of the earlier one go, too, but for what is one of the ``inputs`` or lies below them. Nothing
-    is touched while another process writes its results there. InputError when they cannot be removed.
+    With ``images`` those of the earlier one go, too, and its transforms, but for what is one of the ``inputs`` or lies
+    below them. Nothing is touched while another process writes its results there. InputError when they cannot be
+    removed.
     """
     results = root / "results.json"
     try:
@@ -250,6 +262,7 @@ def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> N
             if ours and images:
                 below = [folder for path in inputs for folder in _folders_below(path)]
                 _remove_own_images([root / "images" / kind for kind in KINDS], below)
+                remove_own_transforms(root, below)
     except OSError as error:
         raise InputError(
             f"{root}: an earlier result cannot be removed ({error.strerror}), expected a writable folder"
@@ -335,6 +348,22 @@ def is_own_image(path: Path) -> bool:
         return False
 
 
+def transform_mark(path: Path) -> bytes:
+    """What `TRANSFORM_MARK` says in a transform that is written as ``path``; the folder may be renamed."""
+    return f"written by lung-registration as {path.name}".encode()
+
+
+def is_own_transform(path: Path) -> bool:
+    """Whether it is a transform that this program wrote under this name."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get(TRANSFORM_MARK) == np.bytes_(transform_mark(path)))
+    except OSError:
+        return False
+
+
 def is_own_results(path: Path) -> bool:
     """Whether it is a results.json that this program wrote."""
     if path.is_symlink() or not path.is_file():
@@ -394,6 +423,15 @@ def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
         if is_own_image(image) and _identities([image]).isdisjoint(kept):
             image.unlink()
             log.info("removed, the result of an earlier run: %s", image)
+
+
+def remove_own_transforms(root: Path, but: Iterable[Path] = ()) -> None:
+    """Those of an earlier run in a folder for results."""
+    kept = _identities(but)
+    for path in (root / name for name in TRANSFORMS):
+        if is_own_transform(path) and _identities([path]).isdisjoint(kept):
+            path.unlink()
+            log.info("removed, the result of an earlier run: %s", path)
 
 
 def _remove_partials(folder: Path) -> None:

@@ -15,6 +15,7 @@ Device = Literal["auto", "cuda", "cpu"]
 Refine = Literal["off", "fast", "full"]
 FieldLayout = Literal["auto", "itk", "grand-challenge"]
 FieldGrid = Literal["fixed", "network"]
+Switch = Literal["on", "off"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -29,6 +30,7 @@ HELP = {
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
     "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
     "around the fixed lungs only",
+    "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
 }
 
 
@@ -47,6 +49,7 @@ class Options:
     refine: Refine = "full"
     field_layout: FieldLayout = "auto"
     field_grid: FieldGrid = "fixed"
+    transforms: Switch = "off"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
