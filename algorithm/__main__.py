@@ -4,6 +4,7 @@ Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
 """
 
 import sys
+from dataclasses import asdict
 
 from .deliver import deliver
 from .errors import exit_code, stopped_by_signals
@@ -31,6 +32,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
         fixed, moving = subject(fixed_image, inputs.fixed_mask), subject(moving_image, inputs.moving_mask)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
+    report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})
     grid, layout = fixed_image.grid, field_layout(options.field_layout, inputs)
     del fixed_image, moving_image  # stored in another order than the subjects', they are copies
     insist = options.device == "cuda"

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -29,6 +29,12 @@ lungreg --refine fast --device cpu fixed.mha moving.mha result
 lungreg fixed_dicom_folder moving_dicom_folder result
 """
 
+POINTS = """
+A nodule of the earlier scan, which was the moving one, in the later scan:
+
+lungreg points result nodule.fcsv nodule_now.fcsv --from moving
+"""
+
 app = App(
     name="lungreg",
     help="Registers CT scans of the lungs: FIXED MOVING OUT. Other commands work with the result.",
@@ -39,6 +45,7 @@ app = App(
 )
 app.register_install_completion_command("--install-completion", help="Completion for bash, zsh or fish.")
 
+Scan = Literal["fixed", "moving"]
 Arguments = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 """Of a command that hands them over as they are, also --help."""
 
@@ -91,6 +98,27 @@ def _check_folder(out: Path) -> None:
 
     if out.is_file() or (ending(out) is not None and not out.exists()):
         raise InputError(f"{out}: is a file's name, expected that of a folder: several files are written there")
+
+
+@app.command(help_epilogue=POINTS)
+def points(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    points_in: Annotated[Path, Parameter(name="IN", help=".csv (columns x, y, z), .fcsv, .mrk.json, .vtk or .stl")],
+    points_out: Annotated[Path, Parameter(name="OUT", help="a new file of the same kind")],
+    /,
+    *,
+    from_: Annotated[Scan, Parameter(name="--from", help="the scan that the points in IN were placed in")],
+    ras: Annotated[bool, Parameter(help="a file that does not say so itself is in RAS, not LPS", negative=())] = False,
+    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+) -> None:
+    """Carry points of one scan to their places in the other.
+
+    CSV tables get the columns in_lungs (of the scan that the points come from) and jacobian (volume there over volume
+    here); all other columns stay. In 3D Slicer's files these go into empty descriptions.
+    """
+    from .points import map_points
+
+    print(map_points(result, points_in, points_out, from_, ras, overwrite))
 
 
 @app.command(help_flags=(), version_flags=())

@@ -62,7 +62,7 @@ def deliver(
         remove_own_transforms(outputs.results.parent, (*outputs.inputs, *outputs.transforms))
         if outputs.transforms:
             with report.timed("write transforms"):
-                report.set(inverse_residual_mm=write_both_ways(outputs, transform, moving.lungs))
+                report.set(inverse_residual_mm=write_both_ways(outputs, transform, fixed.lungs, moving.lungs))
         write_results(outputs.results, report.to_dict())
     log.info("done: %s", outputs.displacement_field)
 
@@ -96,12 +96,14 @@ def write_unfolded(
     return transform
 
 
-def write_both_ways(outputs: Outputs, transform: Transform, moving_lungs: LungMask) -> dict[str, float]:
+def write_both_ways(
+    outputs: Outputs, transform: Transform, fixed_lungs: LungMask, moving_lungs: LungMask
+) -> dict[str, float]:
     """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
     there, back = outputs.transforms
     whole = framed(transform)
     undo = inverse(whole, moving_lungs)
-    write_transform(there, whole)
-    write_inverse(back, undo)
+    write_transform(there, whole, fixed_lungs)
+    write_inverse(back, undo, moving_lungs)
     rest = residual_mm(whole, undo, moving_lungs)
     return {"mean": float(rest.mean()), "p99": float(np.quantile(rest, 0.99)), "max": float(rest.max())}

@@ -135,7 +135,7 @@ def inverse(transform: Transform, lungs: LungMask) -> Inverse:
     u, grid = transform.displacement, transform.grid
     coarse = _coarse(grid)
     points = _positions(coarse)
-    v = undone(points, u, grid, points - _at(points, u, grid)) - points
+    v = undone(points, u, grid, points - at_points(points, u, grid)) - points
     rough = v.T.reshape(1, 3, *coarse.shape)
     return Inverse((rough, coarse), _rest(transform, (rough, coarse), lungs), transform.affine.inverse())
 
@@ -150,8 +150,8 @@ def _rest(transform: Transform, rough: Displacement, lungs: LungMask) -> Displac
     lack = torch.zeros_like(points)
     for _ in range(DEFECT_STEPS):
         there = points + lack
-        there = there + _at(there, *rough)
-        lack = lack + points - there - _at(there, transform.displacement, transform.grid)
+        there = there + at_points(there, *rough)
+        lack = lack + points - there - at_points(there, transform.displacement, transform.grid)
     rest = torch.zeros(1, 3, *grid.shape)
     rest[0, :, near] = lack.T
     return rest, grid
@@ -209,13 +209,13 @@ def undone(
     that are not within ``close_mm`` after the last step start again by half-steps: more of them are needed, but they
     converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
     """
-    volume = torch.cat([displacement, _derivative(displacement, grid)], dim=1)
+    volume = torch.cat([displacement, derivative(displacement, grid)], dim=1)
     points = start_mm
     for _ in range(steps):
-        values = _at(points, volume, grid)
+        values = at_points(points, volume, grid)
         rest = targets_mm - points - values[:, :3]
         points = points + _solved(values[:, 3:].reshape(-1, 3, 3), rest)
-    rest = targets_mm - points - _at(points, displacement, grid)
+    rest = targets_mm - points - at_points(points, displacement, grid)
     astray = ~(rest.norm(dim=1) < close_mm)
     if astray.any():
         points[astray] = _by_half_steps(targets_mm[astray], displacement, grid, close_mm)
@@ -231,14 +231,14 @@ def _by_half_steps(
 ) -> Float[Tensor, "p 3"]:
     points = targets_mm
     for _ in range(steps):
-        rest = targets_mm - points - _at(points, displacement, grid)
+        rest = targets_mm - points - at_points(points, displacement, grid)
         points = points + rest / 2
         if float(rest.norm(dim=1).max()) < close_mm:
             break
     return points
 
 
-def _derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9 z y x"]:
+def derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9 z y x"]:
     """I + ∇u by central differences; the entries row by row: ∂x/∂x, ∂x/∂y, ..., ∂z/∂z."""
     by_index = torch.stack([torch.gradient(u, dim=dim)[0] for dim in (-1, -2, -3)], dim=2)
     to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=u.dtype, device=u.device)
@@ -246,7 +246,7 @@ def _derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9
     return (derivative + torch.eye(3).to(u).reshape(1, 3, 3, 1, 1, 1)).flatten(1, 2)
 
 
-def _at(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"], grid: Grid) -> Float[Tensor, "p c"]:
+def at_points(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"], grid: Grid) -> Float[Tensor, "p c"]:
     """The values at world points, trilinear."""
     to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=torch.float64)
     index = ((points_mm.double() - torch.tensor(grid.origin, dtype=torch.float64)) @ to_index.T).to(volume)

@@ -1,10 +1,13 @@
 """`transform.h5` and `inverse.h5`: transforms as ITK has them in HDF5, which ANTs and 3D Slicer read as well.
 
 Both are composites of an affine map and displacement fields; of a composite's parts, ITK applies the last one first.
+The lungs of the scan whose points are mapped lie in a group beside the transform's, which other programs pass over.
 They are written by h5py and not by SimpleITK, which compresses nothing, stores twice the digits, and writes down on
 which operating system it ran.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from .geometry import Affine, Grid
 from .images import atomically
 from .interface import TRANSFORM_MARK, transform_mark
 from .inverse import Displacement, Inverse
+from .lungs import LungMask
 from .transform import Transform
 
 STEP_MM = 2.0**-13
@@ -26,20 +30,21 @@ CHUNK = 2**18
 """Numbers that are compressed together, 1 MB."""
 _COMPOSITE = "CompositeTransform_double_3_3"
 _AFFINE = "AffineTransform_double_3_3"
+_LUNGS, _GRID = "LungMask", "Grid"
 _FIELD = "DisplacementFieldTransform_double_3_3"
 
 
-def write_transform(path: Path, transform: Transform) -> None:
+def write_transform(path: Path, transform: Transform, fixed_lungs: LungMask) -> None:
     """x ↦ affine(x + u(x)), all or nothing; OSError as in `atomically`."""
-    _write(path, [transform.affine, (transform.displacement, transform.grid)])
+    _write(path, [transform.affine, (transform.displacement, transform.grid)], fixed_lungs)
 
 
-def write_inverse(path: Path, inverse: Inverse) -> None:
+def write_inverse(path: Path, inverse: Inverse, moving_lungs: LungMask) -> None:
     """v after e after the affine map, likewise."""
-    _write(path, [inverse.rough, inverse.rest, inverse.affine])
+    _write(path, [inverse.rough, inverse.rest, inverse.affine], moving_lungs)
 
 
-def _write(path: Path, parts: list[Affine | Displacement]) -> None:
+def _write(path: Path, parts: list[Affine | Displacement], lungs: LungMask) -> None:
     """The part that is applied first comes last."""
     content = BytesIO()
     with h5py.File(content, "w") as file:
@@ -51,6 +56,9 @@ def _write(path: Path, parts: list[Affine | Displacement]) -> None:
                 _write_affine(_named(group, number, _AFFINE), part)
             else:
                 _write_field(_named(group, number, _FIELD), *part)
+        mask = lungs.mask[0, 0].to(torch.uint8).numpy()
+        dataset = file.create_dataset(_LUNGS, data=mask, chunks=True, compression="gzip", compression_opts=1)
+        dataset.attrs[_GRID] = _grid_numbers(lungs.grid)
     with atomically(path) as out:
         out.write(content.getbuffer())
 
@@ -69,10 +77,9 @@ def _write_affine(part: h5py.Group, affine: Affine) -> None:
 
 def _write_field(part: h5py.Group, displacement: torch.Tensor, grid: Grid) -> None:
     """Size, origin, spacing, direction; the vectors, those along x fastest."""
-    numbers = [*grid.size, *grid.origin, *grid.spacing, *np.ravel(grid.direction)]
     vectors = torch.stack(displacement[0].unbind(), dim=-1).flatten()
     vectors = (vectors / STEP_MM).round_().mul_(STEP_MM)
-    part.create_dataset("TransformFixedParameters", data=np.array(numbers, dtype=np.float64))
+    part.create_dataset("TransformFixedParameters", data=_grid_numbers(grid))
     part.create_dataset(
         "TransformParameters",
         data=vectors.numpy(),
@@ -81,6 +88,10 @@ def _write_field(part: h5py.Group, displacement: torch.Tensor, grid: Grid) -> No
         compression_opts=1,
         shuffle=True,
     )
+
+
+def _grid_numbers(grid: Grid) -> np.ndarray:
+    return np.array([*grid.size, *grid.origin, *grid.spacing, *np.ravel(grid.direction)], dtype=np.float64)
 
 
 def read_transform(path: Path) -> Transform:
@@ -94,17 +105,31 @@ def read_inverse(path: Path) -> Inverse:
     return Inverse(*_read(path, (_FIELD, _FIELD, _AFFINE)))
 
 
+def read_lungs(path: Path) -> LungMask:
+    """The lungs that were written with a transform; InputError likewise."""
+    with _opened(path) as file:
+        dataset = file[_LUNGS]
+        return LungMask(torch.from_numpy(dataset[()] > 0)[None, None], _read_grid(dataset.attrs[_GRID]))
+
+
 def _read(path: Path, kinds: tuple[str, ...]) -> list[Any]:
     """The parts, which are to be of these kinds."""
+    with _opened(path) as file:
+        group = file["TransformGroup"]
+        found = tuple(group[str(n)]["TransformType"][0].decode() for n in range(len(group)))
+        if found != (_COMPOSITE, *kinds):
+            raise InputError(f"{path}: holds {', '.join(found)}, expected {', '.join((_COMPOSITE, *kinds))}")
+        parts = [group[str(number)] for number in range(1, len(group))]
+        read = {_AFFINE: _read_affine, _FIELD: _read_field}
+        return [read[kind](part) for kind, part in zip(kinds, parts, strict=True)]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """InputError for whatever is wrong with the file."""
     try:
         with h5py.File(path, "r") as file:
-            group = file["TransformGroup"]
-            found = tuple(group[str(n)]["TransformType"][0].decode() for n in range(len(group)))
-            if found != (_COMPOSITE, *kinds):
-                raise InputError(f"{path}: holds {', '.join(found)}, expected {', '.join((_COMPOSITE, *kinds))}")
-            parts = [group[str(number)] for number in range(1, len(group))]
-            read = {_AFFINE: _read_affine, _FIELD: _read_field}
-            return [read[kind](part) for kind, part in zip(kinds, parts, strict=True)]
+            yield file
     except InputError:
         raise
     except (OSError, KeyError, IndexError, ValueError, AttributeError, TypeError) as error:
@@ -117,10 +142,13 @@ def _read_affine(part: h5py.Group) -> Affine:
 
 
 def _read_field(part: h5py.Group) -> Displacement:
-    numbers = part["TransformFixedParameters"][()]
+    grid = _read_grid(part["TransformFixedParameters"][()])
+    vectors = torch.from_numpy(part["TransformParameters"][()].astype(np.float32)).reshape(*grid.shape, 3)
+    return torch.stack(vectors.unbind(dim=-1))[None], grid
+
+
+def _read_grid(numbers: np.ndarray) -> Grid:
     nx, ny, nz = numbers[:3].astype(int).tolist()
     x, y, z, sx, sy, sz = numbers[3:9].tolist()
     a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in numbers[9:18].reshape(3, 3))
-    grid = Grid((nx, ny, nz), (sx, sy, sz), (x, y, z), (a, b, c))
-    vectors = torch.from_numpy(part["TransformParameters"][()].astype(np.float32)).reshape(*grid.shape, 3)
-    return torch.stack(vectors.unbind(dim=-1))[None], grid
+    return Grid((nx, ny, nz), (sx, sy, sz), (x, y, z), (a, b, c))

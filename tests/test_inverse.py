@@ -16,47 +16,24 @@ from algorithm.lungs import LungMask
 from algorithm.transform import Transform
 from algorithm.transformfiles import (
     read_inverse,
+    read_lungs,
     read_transform,
     write_inverse,
     write_transform,
 )
+from tests.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
 
 TRANSFORM, INVERSE = TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
-FLIP = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
-BOX = Grid((40, 36, 32), (4.0, 4.5, 5.0), (-70.0, -80.0, 100.0), TURN)
-AFFINE = Affine.from_arrays(
-    np.array([[1.1, 0.1, 0.0], [-0.1, 0.9, 0.05], [0.0, 0.02, 1.05]]), np.array([9.0, -4.0, 60.0])
-)
-
-
-def wavy(grid: Grid, amplitude_mm: float = 8.0) -> torch.Tensor:
-    """Waves of 100 mm and longer, up to the border."""
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), axis=-1)[..., ::-1]
-    x, y, z = np.moveaxis(grid.to_world(index), -1, 0)
-    waves = [np.sin(0.06 * y + 0.3), np.cos(0.05 * z), np.sin(0.05 * x - 0.03 * z + 1)]
-    return amplitude_mm * torch.from_numpy(np.stack(waves)).float()[None]
-
-
-WAVY = Transform(wavy(BOX), BOX, AFFINE)
 BALL = torch.zeros(1, 1, *BOX.shape, dtype=torch.bool)
 BALL[..., 6:-6, 6:-6, 6:-6] = True
 
 
 def moving_lungs(affine: Affine) -> LungMask:
     """A block in the middle of the box, in the moving world."""
-    corner = affine(BOX.to_world(np.array([8, 8, 8])))
-    return LungMask(torch.ones(1, 1, 30, 30, 30, dtype=torch.bool), Grid((30, 30, 30), (2.5, 2.5, 2.5), tuple(corner)))
-
-
-def points_in(grid: Grid, number: int = 500, margin: float = 0.0) -> np.ndarray:
-    """World positions within the outermost voxel centres, off by ``margin`` voxels."""
-    rng = np.random.default_rng(0)
-    last = np.array(grid.size) - 1
-    return grid.to_world(margin + rng.random((number, 3)) * (last - 2 * margin))
+    return lungs_at(affine(BOX.to_world(np.array([8, 8, 8]))))
 
 
 def test_in_the_box_the_framed_map_is_the_same() -> None:
@@ -143,8 +120,8 @@ def test_the_inverse_displaces_the_voxels_of_the_moving_scan_as_its_points() -> 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
     there = framed(WAVY)
-    write_transform(tmp_path / TRANSFORM, there)
-    write_inverse(tmp_path / INVERSE, inverse(there, moving_lungs(AFFINE)))
+    write_transform(tmp_path / TRANSFORM, there, LungMask(BALL, BOX))
+    write_inverse(tmp_path / INVERSE, inverse(there, moving_lungs(AFFINE)), moving_lungs(AFFINE))
     return tmp_path
 
 
@@ -164,7 +141,7 @@ def test_simpleitk_maps_points_as_we_do(written: Path) -> None:
 @pytest.mark.parametrize("direction", [FLIP, TURN])
 def test_simpleitk_resamples_by_the_file_as_by_the_written_field(tmp_path: Path, direction: tuple) -> None:
     fixed = Grid((20, 18, 16), (6.0, 5.0, 7.0), (-40.0, -60.0, 110.0), direction)
-    write_transform(tmp_path / TRANSFORM, framed(WAVY))
+    write_transform(tmp_path / TRANSFORM, framed(WAVY), LungMask(BALL, BOX))
     image = sitk.Image(fixed.size, sitk.sitkFloat32)
     image.SetSpacing(fixed.spacing)
     image.SetOrigin(fixed.origin)
@@ -185,11 +162,13 @@ def test_what_is_read_is_what_was_written_to_a_ten_thousandth(written: Path) -> 
     there, again = framed(WAVY), read_transform(written / TRANSFORM)
     assert (again.grid, again.affine) == (there.grid, there.affine)
     assert (again.displacement - there.displacement).abs().max() <= 2.0**-14 + 1e-6
+    lungs = read_lungs(written / TRANSFORM)
+    assert lungs.grid == BOX and torch.equal(lungs.mask, BALL)
 
 
 def test_the_bytes_are_always_the_same_and_fewer_than_the_numbers(written: Path, tmp_path: Path) -> None:
     before = (written / TRANSFORM).read_bytes()
-    write_transform(written / TRANSFORM, framed(WAVY))
+    write_transform(written / TRANSFORM, framed(WAVY), LungMask(BALL, BOX))
     assert (written / TRANSFORM).read_bytes() == before
     assert len(before) < 0.7 * 4 * framed(WAVY).displacement.numel()
 
