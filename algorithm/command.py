@@ -35,6 +35,14 @@ A nodule of the earlier scan, which was the moving one, in the later scan:
 lungreg points result nodule.fcsv nodule_now.fcsv --from moving
 """
 
+APPLY = """
+The lobes of the moving scan, on the fixed one; and a surface of the fixed scan in the moving one:
+
+lungreg apply result lobes.mha out.mha --onto fixed --interpolation nearest
+
+lungreg apply result vessels.stl vessels_on_moving.stl --onto moving
+"""
+
 app = App(
     name="lungreg",
     help="Registers CT scans of the lungs: FIXED MOVING OUT. Other commands work with the result.",
@@ -46,6 +54,7 @@ app = App(
 app.register_install_completion_command("--install-completion", help="Completion for bash, zsh or fish.")
 
 Scan = Literal["fixed", "moving"]
+Interpolation = Literal["linear", "bspline", "nearest", "majority"]
 Arguments = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
 """Of a command that hands them over as they are, also --help."""
 
@@ -119,6 +128,30 @@ def points(
     from .points import map_points
 
     print(map_points(result, points_in, points_out, from_, ras, overwrite))
+
+
+@app.command(help_epilogue=APPLY, usage="Usage: lungreg apply RESULT IN... OUT --onto fixed|moving [OPTIONS]\n")
+def apply(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    first: Annotated[Path, Parameter(name="IN", help="image, label map, surface (.vtk, .stl) or points; any number")],
+    /,
+    *more: Annotated[Path, Parameter(name="OUT", help="a new file; or a folder, for any number of results")],
+    onto: Annotated[Scan, Parameter(help="the scan whose grid they are brought onto; IN belongs to the other one")],
+    interpolation: Annotated[Interpolation, Parameter(help="nearest and majority are for label maps")] = "linear",
+    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
+    background: Annotated[float | None, Parameter(help="where IN ends (default: -1000 for CT, otherwise 0)")] = None,
+    ras: Annotated[bool, Parameter(help="points that do not say so themselves are in RAS", negative=())] = False,
+    overwrite: Annotated[bool, Parameter(help="results may be there already", negative=())] = False,
+) -> None:
+    """Bring images, label maps and surfaces of one scan onto the other."""
+    from .apply import Applied
+    from .apply import apply as apply_to
+
+    if not more:
+        raise InputError("lungreg apply: OUT is missing, expected RESULT IN... OUT")
+    how = Applied(onto, interpolation, reference, background, ras)
+    for sentence in apply_to(result, [first, *more[:-1]], more[-1], how, overwrite):
+        print(sentence)
 
 
 @app.command(help_flags=(), version_flags=())
