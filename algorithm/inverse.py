@@ -22,6 +22,7 @@ from .geometry import (
     displacement_at,
     jacobian_determinant,
     linear_index_map,
+    resample,
     resample_image,
     sample,
     warp,
@@ -38,7 +39,7 @@ most, then changes no length by more than three quarters."""
 FRAME_ATTEMPTS = 3
 """So often the frame is made wider by a half where the field folds in it."""
 MOST_VOXELS = 1_500_000
-"""Of the grid of v."""
+"""Of the grid of v: so many take about a second."""
 FINER = 2
 """The voxels of the grid of v are so many times as long as those of the grid of e."""
 NEWTON_STEPS = 2
@@ -101,7 +102,8 @@ def framed(transform: Transform) -> Transform:
     width = max(LEAST_FRAME_MM, WIDTHS * max(float(face.norm(dim=1).max()) for face in faces))
     for _ in range(FRAME_ATTEMPTS):
         displacement, grid = _framed(u, transform.grid, width)
-        if jacobian_determinant(displacement, grid).min() > 0:
+        coarser = coarse(grid)
+        if jacobian_determinant(resample(displacement, grid, coarser), coarser).min() > 0:
             break
         width *= 1.5
     return Transform(displacement, grid, transform.affine)
@@ -133,11 +135,12 @@ def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
 def inverse(transform: Transform, lungs: LungMask) -> Inverse:
     """The inverse of a `framed` transform, best in the moving ``lungs``."""
     u, grid = transform.displacement, transform.grid
-    coarse = _coarse(grid)
-    points = _positions(coarse)
-    v = undone(points, u, grid, points - at_points(points, u, grid)) - points
-    rough = v.T.reshape(1, 3, *coarse.shape)
-    return Inverse((rough, coarse), _rest(transform, (rough, coarse), lungs), transform.affine.inverse())
+    coarser = coarse(grid)
+    points, there = _positions(coarser), resample(u, grid, coarser)
+    slope = derivative(there, coarser), coarser
+    v = undone(points, (u, grid), slope, points - there[0].flatten(1).T) - points
+    rough = v.T.reshape(1, 3, *coarser.shape)
+    return Inverse((rough, coarser), _rest(transform, (rough, coarser), lungs), transform.affine.inverse())
 
 
 def _rest(transform: Transform, rough: Displacement, lungs: LungMask) -> Displacement:
@@ -157,9 +160,9 @@ def _rest(transform: Transform, rough: Displacement, lungs: LungMask) -> Displac
     return rest, grid
 
 
-def _coarse(grid: Grid) -> Grid:
-    """The grid, or as many voxels as can be worked on in a second between the same outermost voxel centres."""
-    factor = (math.prod(grid.size) / MOST_VOXELS) ** (1 / 3)
+def coarse(grid: Grid, most_voxels: int = MOST_VOXELS) -> Grid:
+    """The grid, or about so many voxels between the same outermost voxel centres."""
+    factor = (math.prod(grid.size) / most_voxels) ** (1 / 3)
     return grid if factor <= 1 else _in_steps(grid, [math.ceil((n - 1) / factor) for n in grid.size])
 
 
@@ -197,41 +200,35 @@ def _positions(grid: Grid) -> Float[Tensor, "p 3"]:
 
 def undone(
     targets_mm: Float[Tensor, "p 3"],
-    displacement: Float[Tensor, "1 3 z y x"],
-    grid: Grid,
+    displacement: Displacement,
+    slope: tuple[Float[Tensor, "1 9 _ _ _"], Grid],
     start_mm: Float[Tensor, "p 3"],
     steps: int = NEWTON_STEPS,
     close_mm: float = CLOSE_MM,
 ) -> Float[Tensor, "p 3"]:
     """The points p with p + u(p) = target, by Newton's method from ``start_mm``.
 
-    The derivative is that of central differences, interpolated, so each step leaves a small share of the error. Points
-    that are not within ``close_mm`` after the last step start again by half-steps: more of them are needed, but they
-    converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
+    ``slope`` is the `derivative`, on any grid. It is that of central differences, interpolated, so each step leaves a
+    small share of the error. Points that are not within ``close_mm`` after the last step start again by half-steps:
+    more of them are needed, but they converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
     """
-    volume = torch.cat([displacement, derivative(displacement, grid)], dim=1)
     points = start_mm
     for _ in range(steps):
-        values = at_points(points, volume, grid)
-        rest = targets_mm - points - values[:, :3]
-        points = points + _solved(values[:, 3:].reshape(-1, 3, 3), rest)
-    rest = targets_mm - points - at_points(points, displacement, grid)
+        rest = targets_mm - points - at_points(points, *displacement)
+        points = points + _solved(at_points(points, *slope).reshape(-1, 3, 3).to(rest), rest)
+    rest = targets_mm - points - at_points(points, *displacement)
     astray = ~(rest.norm(dim=1) < close_mm)
     if astray.any():
-        points[astray] = _by_half_steps(targets_mm[astray], displacement, grid, close_mm)
+        points[astray] = _by_half_steps(targets_mm[astray], displacement, close_mm)
     return points
 
 
 def _by_half_steps(
-    targets_mm: Float[Tensor, "p 3"],
-    displacement: Float[Tensor, "1 3 z y x"],
-    grid: Grid,
-    close_mm: float,
-    steps: int = 200,
+    targets_mm: Float[Tensor, "p 3"], displacement: Displacement, close_mm: float, steps: int = 200
 ) -> Float[Tensor, "p 3"]:
     points = targets_mm
     for _ in range(steps):
-        rest = targets_mm - points - at_points(points, displacement, grid)
+        rest = targets_mm - points - at_points(points, *displacement)
         points = points + rest / 2
         if float(rest.norm(dim=1).max()) < close_mm:
             break

@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import Grid
+from .geometry import Grid, resample
 from .images import read_field
 from .interface import KINDS, TRANSFORMS
-from .inverse import at_points, derivative, moved, undone
+from .inverse import at_points, coarse, derivative, moved, undone
 from .lungs import LungMask
 from .transform import Transform
 from .transformfiles import read_lungs, read_transform
@@ -27,7 +27,8 @@ from .transformfiles import read_lungs, read_transform
 Scan = Literal["fixed", "moving"]
 
 MOST_VOXELS = 2**24
-"""Of a field whose derivatives are kept in memory; points are brought back from a larger one more slowly."""
+"""Of a field that is kept in double precision, with its derivatives."""
+STEPS = 10
 CLOSE_MM = 1e-4
 """So exactly points go back."""
 
@@ -53,10 +54,8 @@ class Result:
     def to_fixed(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
         """Where points of the moving scan lie in the fixed one: the map solved for each of them, to 0.0001 mm."""
         targets = torch.from_numpy(self.transform.affine.inverse()(points_mm))
-        u, grid = self._displacement
-        steps = 8 if u.shape[2:].numel() <= MOST_VOXELS else 0
-        start = targets - at_points(targets, u, grid)
-        result: np.ndarray = undone(targets, u, grid, start, steps, CLOSE_MM).numpy()
+        start = targets - at_points(targets, *self._displacement)
+        result: np.ndarray = undone(targets, self._displacement, self._slope, start, STEPS, CLOSE_MM).numpy()
         return result
 
     def mapped(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Float[np.ndarray, "p 3"]:
@@ -66,8 +65,7 @@ class Result:
     def jacobian_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
         """The volume in the moving scan over that in the fixed one, around points of the fixed scan."""
         transform = self.transform
-        volume = derivative(transform.displacement, transform.grid)
-        matrices = at_points(torch.from_numpy(np.asarray(fixed_mm)), volume, transform.grid).double().reshape(-1, 3, 3)
+        matrices = at_points(torch.from_numpy(np.asarray(fixed_mm)), *self._slope).double().reshape(-1, 3, 3)
         linear = torch.tensor(transform.affine.matrix, dtype=torch.float64)
         found: np.ndarray = (torch.linalg.det(matrices) * torch.linalg.det(linear)).numpy()
         return found
@@ -93,6 +91,13 @@ class Result:
         """In double precision, where there is room."""
         u = self.transform.displacement
         return (u.double() if u.shape[2:].numel() <= MOST_VOXELS else u), self.transform.grid
+
+    @cached_property
+    def _slope(self) -> tuple[Float[Tensor, "1 9 _ _ _"], Grid]:
+        """I + ∇u, where there is room for its nine numbers; otherwise on a coarser grid, which serves as well."""
+        u, grid = self.transform.displacement, self.transform.grid
+        coarser = coarse(grid, MOST_VOXELS)
+        return derivative(resample(u, grid, coarser), coarser), coarser
 
 
 def _inside(lungs: LungMask, points_mm: Float[np.ndarray, "p 3"]) -> Bool[np.ndarray, " p"]:

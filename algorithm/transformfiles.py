@@ -6,7 +6,9 @@ They are written by h5py and not by SimpleITK, which compresses nothing, stores 
 which operating system it ran.
 """
 
+import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -80,14 +82,25 @@ def _write_field(part: h5py.Group, displacement: torch.Tensor, grid: Grid) -> No
     vectors = torch.stack(displacement[0].unbind(), dim=-1).flatten()
     vectors = (vectors / STEP_MM).round_().mul_(STEP_MM)
     part.create_dataset("TransformFixedParameters", data=_grid_numbers(grid))
-    part.create_dataset(
-        "TransformParameters",
-        data=vectors.numpy(),
-        chunks=(min(CHUNK, vectors.numel()),),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
-    )
+    _write_compressed(part, "TransformParameters", vectors.numpy())
+
+
+def _write_compressed(part: h5py.Group, name: str, values: np.ndarray) -> None:
+    """As HDF5 does by itself (the bytes of a chunk sorted by their place in the numbers, then deflated), but with a
+    thread for each processor."""
+    chunk = min(CHUNK, len(values))
+    options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    dataset = part.create_dataset(name, values.shape, "<f4", chunks=(chunk,), **options)
+
+    def compressed(start: int) -> bytes:
+        whole = np.zeros(chunk, "<f4")
+        whole[: len(values) - start] = values[start : start + chunk]
+        return zlib.compress(whole.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
+
+    starts = range(0, len(values), chunk)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for start, data in zip(starts, pool.map(compressed, starts), strict=True):
+            dataset.id.write_direct_chunk((start,), data)
 
 
 def _grid_numbers(grid: Grid) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, jacobian_determinant
 from algorithm.interface import TRANSFORMS, is_own_transform
-from algorithm.inverse import framed, inverse, moved, residual_mm, undone
+from algorithm.inverse import derivative, framed, inverse, moved, residual_mm, undone
 from algorithm.lungs import LungMask
 from algorithm.transform import Transform
 from algorithm.transformfiles import (
@@ -27,6 +27,7 @@ TRANSFORM, INVERSE = TRANSFORMS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SLOPE = derivative(WAVY.displacement, BOX), BOX
 BALL = torch.zeros(1, 1, *BOX.shape, dtype=torch.bool)
 BALL[..., 6:-6, 6:-6, 6:-6] = True
 
@@ -68,7 +69,7 @@ def test_a_frame_that_folds_is_made_wider() -> None:
 def test_undone_is_the_inverse_at_points() -> None:
     points = torch.from_numpy(points_in(BOX, 2000)).float()
     there = torch.from_numpy(moved(points.numpy(), WAVY.displacement, BOX))
-    found = undone(there.double(), WAVY.displacement.double(), BOX, there.double(), steps=6, close_mm=1e-4)
+    found = undone(there.double(), (WAVY.displacement.double(), BOX), SLOPE, there.double(), steps=6, close_mm=1e-4)
     assert float((found - points).abs().max()) < 1e-3
 
 
@@ -76,7 +77,7 @@ def test_undone_also_where_newton_does_not_come_home() -> None:
     """No step at all: half-steps from the target find it."""
     points = torch.from_numpy(points_in(BOX, 50))
     there = torch.from_numpy(moved(points.numpy(), WAVY.displacement, BOX))
-    found = undone(there, WAVY.displacement.double(), BOX, there, steps=0, close_mm=1e-4)
+    found = undone(there, (WAVY.displacement.double(), BOX), SLOPE, there, steps=0, close_mm=1e-4)
     assert float((found - points).abs().max()) < 1e-3
 
 
