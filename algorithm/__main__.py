@@ -12,7 +12,7 @@ from .images import read_image
 from .interface import field_layout, image_name, prepare_outputs, withdraw
 from .options import Options, parse, parse_serve
 from .prepare import subject
-from .register import choose_device, register
+from .registration import choose_device, register
 from .report import Report
 from .serve import serve
 from .weights import LoadedCascade, find_weights, load_cascade
