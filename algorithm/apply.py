@@ -13,12 +13,13 @@ from typing import Literal
 
 import numpy as np
 import SimpleITK as sitk
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
+from torch import Tensor
 
 from imagefiles import ending
 
 from .errors import InputError
-from .geometry import Grid
+from .geometry import Affine, Grid
 from .images import read_grid, read_image, read_volume
 from .interface import TRANSFORMS, image_name
 from .network import AIR_HU
@@ -101,37 +102,54 @@ def _targets(sources: list[Path], out: Path, onto: Scan) -> list[Path]:
 
 
 class _Images:
-    """Resamples images by one result."""
+    """Resamples image files by one result."""
 
     def __init__(self, folder: Path, how: Applied) -> None:
-        self.how = how
         result = read_result(folder)
-        self.grid = result.grid(how.onto) if how.reference is None else read_grid(how.reference)
-        self.transform = _transform(folder, result, how.onto)
+        grid = result.grid(how.onto) if how.reference is None else read_grid(how.reference)
+        self.resampling = Resampling(_transform(folder, result, how.onto), grid, how.interpolation, how.background)
         self.words = _words(result, how.onto)
 
     def write(self, source: Path, target: Path) -> str:
         """One image; what was done, and which labels it cost."""
-        if source.is_dir():
-            image = read_image(source)
-            values, grid = image.voxels[0, 0].numpy(), image.grid
-        else:
-            values, grid = read_volume(source)
+        values, grid = read_any(source)
+        found = self.resampling(values, grid)
+        _write(target, placed(sitk.GetImageFromArray(found), self.resampling.grid))
+        return f"{source.name}, {self.words}: {target}{self.resampling.doubts(values, found)}"
+
+
+def read_any(source: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
+    """A file, or a DICOM series in a folder."""
+    if not source.is_dir():
+        return read_volume(source)
+    image = read_image(source)
+    return image.voxels[0, 0].numpy(), image.grid
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Images by one transform, from points of ``grid`` to where they are looked up."""
+
+    transform: sitk.Transform
+    grid: Grid
+    interpolation: Interpolation = "linear"
+    background: float | None = None
+    """As in `Applied`."""
+
+    def __call__(self, values: Shaped[np.ndarray, "z y x"], grid: Grid) -> np.ndarray:
+        """The values that lie on another grid, on this one."""
         values = _numbers(values)
-        background = self._background(values)
-        found = self._resampled(values, grid, background)
-        _write(target, _image(found, self.grid))
-        return f"{source.name}, {self.words}: {target}{self._doubts(values, found)}"
+        return self._resampled(values, grid, self._background(values))
 
     def _background(self, values: Shaped[np.ndarray, "z y x"]) -> float:
-        if self.how.background is not None:
-            return self.how.background
-        return AIR_HU if self.how.interpolation not in LABELS and values.min() < HU_BELOW else 0.0
+        if self.background is not None:
+            return self.background
+        return AIR_HU if self.interpolation not in LABELS and values.min() < HU_BELOW else 0.0
 
     def _resampled(self, values: Shaped[np.ndarray, "z y x"], grid: Grid, background: float) -> np.ndarray:
         """In the type of the values; whole numbers are rounded, ITK would cut them off."""
-        image, interpolator = _image(values, grid), _INTERPOLATORS[self.how.interpolation]
-        labels, exact = self.how.interpolation in LABELS, values.dtype.itemsize > 4 or values.dtype.kind in "iu"
+        image, interpolator = placed(sitk.GetImageFromArray(values), grid), _INTERPOLATORS[self.interpolation]
+        labels, exact = self.interpolation in LABELS, values.dtype.itemsize > 4 or values.dtype.kind in "iu"
         pixel = image.GetPixelID() if labels else sitk.sitkFloat64 if exact else sitk.sitkFloat32
         found = np.empty(self.grid.shape, values.dtype)
         for z, slab in self._slabs():
@@ -146,13 +164,13 @@ class _Images:
     def _slabs(self) -> Iterator[tuple[int, Grid]]:
         """All at once for B-splines, whose coefficients are worked out for the whole image each time."""
         nx, ny, nz = self.grid.size
-        depth = nz if self.how.interpolation == "bspline" else max(1, SLAB_VOXELS // (nx * ny))
+        depth = nz if self.interpolation == "bspline" else max(1, SLAB_VOXELS // (nx * ny))
         for z in range(0, nz, depth):
             yield z, self.grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))
 
-    def _doubts(self, values: np.ndarray, found: np.ndarray) -> str:
+    def doubts(self, values: np.ndarray, found: np.ndarray) -> str:
         """What the user should know of labels."""
-        if self.how.interpolation in LABELS:
+        if self.interpolation in LABELS:
             lost = sorted(set(np.unique(values).tolist()) - set(np.unique(found).tolist()))
             return f"; no voxel is left of the label(s) {', '.join(map(str, lost))}" if lost else ""
         if values.dtype.kind in "iu" and values.min() >= 0 and len(np.unique(values)) <= MOST_LABELS:
@@ -168,9 +186,21 @@ def _transform(folder: Path, result: Result, onto: Scan) -> sitk.Transform:
         return transform
     if onto == "moving":
         raise InputError(f"{folder}: has no {path.name}, expected a result that was written with --transforms on")
-    u, grid = result.transform.displacement, result.transform.grid
-    vectors = sitk.GetImageFromArray(u[0].permute(1, 2, 3, 0).double().contiguous().numpy(), isVector=True)
-    return sitk.DisplacementFieldTransform(_placed(vectors, grid))
+    return field_transform(result.transform.displacement, result.transform.grid)
+
+
+def field_transform(displacement: Float[Tensor, "1 3 z y x"], grid: Grid) -> sitk.Transform:
+    """As SimpleITK has it: in double precision."""
+    vectors = displacement[0].permute(1, 2, 3, 0).double().contiguous().numpy()
+    return sitk.DisplacementFieldTransform(placed(sitk.GetImageFromArray(vectors, isVector=True), grid))
+
+
+def affine_transform(affine: Affine) -> sitk.Transform:
+    """As SimpleITK has it."""
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(np.ravel(affine.matrix).tolist())
+    transform.SetTranslation(affine.offset)
+    return transform
 
 
 def _words(result: Result, onto: Scan) -> str:
@@ -184,11 +214,8 @@ def _numbers(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
-def _image(values: Shaped[np.ndarray, "z y x"], grid: Grid) -> sitk.Image:
-    return _placed(sitk.GetImageFromArray(values), grid)
-
-
-def _placed(image: sitk.Image, grid: Grid) -> sitk.Image:
+def placed(image: sitk.Image, grid: Grid) -> sitk.Image:
+    """The image, on the grid."""
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     image.SetDirection(np.ravel(grid.direction).tolist())

@@ -1,10 +1,13 @@
 """Writes the results; the field is checked for folding on its way into the file."""
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
+from torch import Tensor
 
 from .determinant import DeterminantStatistics, checked
 from .folding import unfold
@@ -70,7 +73,22 @@ def deliver(
 def write_unfolded(
     path: Path, grid: Grid, transform: Transform, lungs: LungMask, layout: Layout, report: Report
 ) -> Transform:
-    """Writes the field on ``grid``; the transform as it was written.
+    """Writes the field on ``grid``; the transform as it was written, see `unfolded`."""
+
+    def write(slabs: Iterator[Float[Tensor, "1 3 d y x"]]) -> None:
+        write_field(path, grid, slabs, layout, result_mark(path))
+
+    return unfolded(grid, transform, lungs, report, write)
+
+
+def unfolded(
+    grid: Grid,
+    transform: Transform,
+    lungs: LungMask,
+    report: Report,
+    write: Callable[[Iterator[Float[Tensor, "1 3 d y x"]]], None],
+) -> Transform:
+    """The transform whose field on ``grid`` is passed to ``write`` in slabs, repaired where it folds there.
 
     det(I + ∇u) of every voxel is taken on the way. Where it is ≤ 0 although the field does not fold on its own grid
     (a coarse output grid takes differences over several voxels), the field is smoothed there and written again. What
@@ -78,8 +96,7 @@ def write_unfolded(
     """
     for attempt in range(ATTEMPTS):
         statistics = DeterminantStatistics()
-        slabs = checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics)
-        write_field(path, grid, slabs, layout, result_mark(path))
+        write(checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics))
         if statistics.fine or attempt == ATTEMPTS - 1:
             break
         repaired, changed = unfold(

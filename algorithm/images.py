@@ -90,6 +90,14 @@ def read_image(path: Path) -> Image:
     return Image(voxels[None, None], grid, path, remarks)
 
 
+def image_from(values: Shaped[np.ndarray, "z y x"], grid: Grid, name: str) -> Image:
+    """The same from values in memory; ``name`` stands for them in messages and results."""
+    path = Path(name)
+    checked = _chest_grid(path, grid.size, grid.spacing, grid.origin, np.array(grid.direction))
+    voxels, remarks = _values(path, values)
+    return Image(voxels[None, None], checked, path, remarks)
+
+
 def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
     """Where a mask, on its own grid, is above 0.5; InputError as in `read_image`, and when it is nowhere.
 
