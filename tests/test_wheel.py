@@ -7,6 +7,7 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from algorithm import __version__
@@ -67,7 +68,7 @@ def test_the_wheel_holds_weights_and_licence_and_no_more_than_it_should(wheel: P
 def test_the_command_knows_its_version_and_all_commands(environment: Path) -> None:
     done = call(environment / "lungreg", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
-    for name in ("evaluate", "convert", "serve"):
+    for name in ("points", "apply", "evaluate", "convert", "serve"):
         done = call(environment / "lungreg", name, "--help")
         assert done.returncode == 0 and f"lungreg {name}" in done.stdout, done.stderr
 
@@ -77,3 +78,31 @@ def test_the_package_finds_its_weights(environment: Path) -> None:
     done = call(environment / "python", "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in (ROOT / "weights" / "manifest.json").read_text()
+
+
+def test_it_registers_and_all_that_is_done_with_a_result(environment: Path, example: Path, tmp_path: Path) -> None:
+    """With the bundled weights; the landmarks of the phantom go to their places, both ways."""
+
+    def lungreg(*arguments: object) -> str:
+        done = call(environment / "lungreg", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    out, labels, field = tmp_path / "out", tmp_path / "lobes.nii.gz", tmp_path / "field.nii.gz"
+    fixed, moving = example / "fixed_landmarks.csv", example / "moving_landmarks.csv"
+    lungreg("--refine=off", "--device=cpu", example / "fixed.mha", example / "moving.mha", out)
+    before = float(np.linalg.norm(landmarks(fixed) - landmarks(moving), axis=1).mean())
+    for of, source, target in (("fixed", fixed, moving), ("moving", moving, fixed)):
+        assert f"points of the {of} scan" in lungreg("points", out, source, tmp_path / f"{of}.csv", "--from", of)
+        after = np.linalg.norm(landmarks(tmp_path / f"{of}.csv") - landmarks(target), axis=1).mean()
+        assert after < before / 3, (of, before, after)
+    lungreg("apply", out, example / "moving_lobes.mha", labels, "--onto=fixed", "--interpolation=nearest")
+    lungreg("convert", out, field, "--inverse")
+    code = f"import lungreg; lungreg.load({str(out)!r}).warp_labels({str(example / 'moving_lobes.mha')!r})"
+    done = call(environment / "python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert labels.exists() and field.exists()
+
+
+def landmarks(path: Path) -> np.ndarray:
+    return np.loadtxt(path, delimiter=",", skiprows=1, usecols=(0, 1, 2))
