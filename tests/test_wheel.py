@@ -95,7 +95,7 @@ def test_it_registers_and_all_that_is_done_with_a_result(environment: Path, exam
     for of, source, target in (("fixed", fixed, moving), ("moving", moving, fixed)):
         assert f"points of the {of} scan" in lungreg("points", out, source, tmp_path / f"{of}.csv", "--from", of)
         after = np.linalg.norm(landmarks(tmp_path / f"{of}.csv") - landmarks(target), axis=1).mean()
-        assert after < before / 3, (of, before, after)
+        assert after < before / 2, (of, before, after)  # voxels of 8 mm
     lungreg("apply", out, example / "moving_lobes.mha", labels, "--onto=fixed", "--interpolation=nearest")
     lungreg("convert", out, field, "--inverse")
     code = f"import lungreg; lungreg.load({str(out)!r}).warp_labels({str(example / 'moving_lobes.mha')!r})"
