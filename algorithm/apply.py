@@ -26,6 +26,7 @@ from .network import AIR_HU
 from .pointfiles import point_ending
 from .points import check_new, map_points
 from .result import Result, Scan, read_result
+from .sides import LEFT, RIGHT, UNKNOWN, left_and_right
 
 Interpolation = Literal["linear", "bspline", "nearest", "majority"]
 
@@ -176,6 +177,30 @@ class Resampling:
         if values.dtype.kind in "iu" and values.min() >= 0 and len(np.unique(values)) <= MOST_LABELS:
             return "; if these are labels, --interpolation nearest or majority keeps them whole"
         return ""
+
+
+def write_lungs(folder: Path, out: Path, of: Scan, reference: Path | None = None, overwrite: bool = False) -> str:
+    """The lungs of a scan as a label map on its grid, or on that of ``reference``; a sentence with their volumes.
+
+    InputError for what the user can put right.
+    """
+    if not out.name.lower().endswith(WRITTEN):
+        raise InputError(f"{out}: is no name for an image, expected one that ends in {', '.join(WRITTEN)}")
+    check_new(out, overwrite)
+    result = read_result(folder)
+    lungs = result.fixed_lungs if of == "fixed" else result.moving_lungs
+    if lungs is None:
+        raise InputError(f"{folder}: has no {TRANSFORMS[0]}, expected a result that was written with --transforms on")
+    grid = result.grid(of) if reference is None else read_grid(reference)
+    sides = left_and_right(lungs)[0, 0].numpy()
+    found = Resampling(sitk.Transform(3, sitk.sitkIdentity), grid, "nearest")(sides, lungs.grid)
+    _write(out, placed(sitk.GetImageFromArray(found), grid))
+    litre = float(np.prod(lungs.grid.spacing)) * 1e-6
+    names = {RIGHT: "right lung", LEFT: "left lung", UNKNOWN: "lungs, which could not be taken apart"}
+    said = (
+        f"{label}: {name}, {litre * (sides == label).sum():.2f} l" for label, name in names.items() if label in sides
+    )
+    return f"{out}, the lungs of the {of} scan ({result.figures.get(of, 'unnamed')}): {'; '.join(said)}"
 
 
 def _transform(folder: Path, result: Result, onto: Scan) -> sitk.Transform:

@@ -154,6 +154,22 @@ def apply(
         print(sentence)
 
 
+@app.command
+def lungs(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    out: Annotated[Path, Parameter(help="a new file for the label map: .mha, .nii.gz, .nrrd")],
+    /,
+    *,
+    of: Annotated[Scan, Parameter(help="the scan whose lungs they are")],
+    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
+    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+) -> None:
+    """Write the lungs that were found in a scan: 1 the patient's right one, 2 the left one."""
+    from .apply import write_lungs
+
+    print(write_lungs(result, out, of, reference, overwrite))
+
+
 @app.command(help_flags=(), version_flags=())
 def serve(*arguments: Arguments) -> None:
     """A server that registers --input into --output at each POST /invoke, with the model kept loaded."""
