@@ -14,6 +14,7 @@ from .options import Options, parse, parse_serve
 from .prepare import subject
 from .registration import choose_device, register
 from .report import Report
+from .segmentations import mask_file
 from .serve import serve
 from .weights import LoadedCascade, find_weights, load_cascade
 
@@ -28,8 +29,12 @@ def run(options: Options, weights: LoadedCascade) -> None:
 
     with report.timed("read"):
         fixed_image, moving_image = read_image(inputs.fixed), read_image(inputs.moving)
-    with report.timed("lungs"):
-        fixed, moving = subject(fixed_image, inputs.fixed_mask), subject(moving_image, inputs.moving_mask)
+    with (
+        report.timed("lungs"),
+        mask_file(options.fixed_lobes, inputs.fixed_mask) as fixed_mask,
+        mask_file(options.moving_lobes, inputs.moving_mask) as moving_mask,
+    ):
+        fixed, moving = subject(fixed_image, fixed_mask), subject(moving_image, moving_mask)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})

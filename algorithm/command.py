@@ -75,6 +75,8 @@ def register(
     device: Annotated[Device, _told("device")] = Options.device,
     fixed_mask: Annotated[Path | None, _told("fixed_mask")] = None,
     moving_mask: Annotated[Path | None, _told("moving_mask")] = None,
+    fixed_lobes: Annotated[Path | None, _told("fixed_lobes")] = None,
+    moving_lobes: Annotated[Path | None, _told("moving_lobes")] = None,
     weights: Annotated[Path | None, _told("weights")] = None,
     field_layout: Annotated[FieldLayout, _told("field_layout")] = Options.field_layout,
     field_grid: Annotated[FieldGrid, _told("field_grid")] = Options.field_grid,

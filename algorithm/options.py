@@ -24,6 +24,9 @@ HELP = {
     "moving": "the moving image, likewise",
     "fixed_mask": "lung mask of the fixed image, on any grid; made from the HU where it is missing",
     "moving_mask": "lung mask of the moving image",
+    "fixed_lobes": "instead of a mask, another program's lobes as they are: TotalSegmentator's file with all labels or "
+    "its folder, or lungmask's file",
+    "moving_lobes": "the same of the moving image",
     "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
     "device": "auto takes the GPU when there is one",
     "refine": "minimisation of the objective for this pair, after the cascade: none, some seconds, or thorough",
@@ -44,6 +47,8 @@ class Options:
     moving: Path | None = None
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
+    fixed_lobes: Path | None = None
+    moving_lobes: Path | None = None
     weights: Path | None = None
     device: Device = "auto"
     refine: Refine = "full"
@@ -59,19 +64,22 @@ class Options:
 
     def sources(self) -> list[Path]:
         """Where the input may lie."""
-        given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+        masks = (self.fixed_mask, self.moving_mask, self.fixed_lobes, self.moving_lobes)
+        given = (self.input, self.fixed, self.moving, *masks)
         return [path for path in given if path is not None]
 
     def inputs(self) -> Inputs:
         """The files of the case; InputError when they cannot be told."""
         if self.fixed is None and self.moving is None:
-            if self.fixed_mask or self.moving_mask:
-                raise InputError("--fixed-mask and --moving-mask need --fixed and --moving")
+            if any((self.fixed_mask, self.moving_mask, self.fixed_lobes, self.moving_lobes)):
+                raise InputError("--fixed-mask and --moving-mask, or lobes, need --fixed and --moving")
             from .interface import find_inputs  # here: it brings torch, and --help can do without
 
             return find_inputs(self.input)
         if self.fixed is None or self.moving is None:
             raise InputError(f"--{'moving' if self.fixed else 'fixed'} is missing: --fixed and --moving go together")
+        if (self.fixed_mask and self.fixed_lobes) or (self.moving_mask and self.moving_lobes):
+            raise InputError("a mask and lobes are given for one image, expected one of them")
         return Inputs(self.fixed, self.moving, self.fixed_mask, self.moving_mask)
 
 

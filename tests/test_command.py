@@ -56,6 +56,8 @@ def test_every_option_of_the_container_but_its_folders_is_understood(
     values = {
         "fixed_mask": Path("m.mha"),
         "moving_mask": Path("-n.mha"),
+        "fixed_lobes": Path("l"),
+        "moving_lobes": Path("k.nii.gz"),
         "weights": Path("w"),
         "device": "cpu",
         "refine": "off",

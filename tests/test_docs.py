@@ -38,7 +38,8 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All files that the pages name."""
     folder = tmp_path_factory.mktemp("docs")
     write_result(folder / "result")
-    (folder / "onto_later").mkdir()
+    for name in ("onto_later", "later_segmentations"):
+        (folder / name).mkdir()
     for name, grid in (("later", FIXED), ("earlier", MOVING), ("other_grid", FIXED), ("lungs", FIXED)):
         sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
     sitk.WriteImage(image(blobs(MOVING, "uint8"), MOVING), str(folder / "lobes.nii.gz"))

@@ -44,6 +44,8 @@ def test_every_field_is_an_option_with_a_help_text() -> None:
         (["--fixed=a.mha"], "--moving is missing"),
         (["--moving=a.mha"], "--fixed is missing"),
         (["--fixed-mask=a.mha"], "--fixed-mask"),
+        (["--moving-lobes=a.mha"], "lobes"),
+        (["--fixed=a.mha", "--moving=b.mha", "--fixed-mask=c.mha", "--fixed-lobes=d.mha"], "a mask and lobes"),
     ],
 )
 def test_wrong_arguments(capfd: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:
