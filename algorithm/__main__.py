@@ -11,7 +11,7 @@ from .errors import exit_code, stopped_by_signals
 from .images import read_image
 from .interface import field_layout, image_name, prepare_outputs, withdraw
 from .options import Options, parse, parse_serve
-from .prepare import subject
+from .prepare import subjects
 from .registration import choose_device, register
 from .report import Report
 from .segmentations import mask_file
@@ -34,7 +34,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
         mask_file(options.fixed_lobes, inputs.fixed_mask) as fixed_mask,
         mask_file(options.moving_lobes, inputs.moving_mask) as moving_mask,
     ):
-        fixed, moving = subject(fixed_image, fixed_mask), subject(moving_image, moving_mask)
+        fixed, moving = subjects(fixed_image, fixed_mask, moving_image, moving_mask)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})

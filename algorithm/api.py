@@ -29,7 +29,7 @@ from .images import Image
 from .interface import TRANSFORMS, image_name, prepare_outputs, withdraw
 from .inverse import Inverse, framed, inverse
 from .options import Device, FieldGrid, Refine
-from .prepare import Subject, subject
+from .prepare import Subject, subjects
 from .registration import choose_device
 from .registration import register as register_subjects
 from .report import Report
@@ -172,7 +172,7 @@ class Registrar:
         with report.timed("read"):
             images = scan(fixed, "fixed"), scan(moving, "moving")
         with report.timed("lungs"), _file(fixed_mask) as first, _file(moving_mask) as second:
-            pair = subject(images[0], first), subject(images[1], second)
+            pair = subjects(images[0], first, images[1], second)
         _describe(report, images, pair, self._weights.sha256, str(device))
         insist = self._device == "cuda"
         transform = register_subjects(*pair, self._weights.cascade, refine, device, report, insist)

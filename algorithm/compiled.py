@@ -20,6 +20,8 @@ from .network import Cascade, UNet
 # Before OpenVINO is imported: without this package it cannot report its use to its makers over the network.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
+LAST_SLAB = 16
+"""Slices of features that are turned to single precision at a time."""
 AXES = (2, 3, 4)
 """z, y, x of (n, c, z, y, x)."""
 
@@ -44,7 +46,7 @@ def pays() -> bool:
 
 
 class CompiledUNet(nn.Module):
-    """`UNet`, for inference on the CPU. Its last layer stays with torch, in single precision, as there."""
+    """`UNet`, for inference on the CPU."""
 
     def __init__(self, unet: UNet, precision: torch.dtype) -> None:
         super().__init__()
@@ -56,10 +58,12 @@ class CompiledUNet(nn.Module):
         """As `UNet.forward`; compiled anew where the images have another shape than those before."""
         if self._model is None or self._shape != tuple(images.shape):
             self._model, self._shape = self._compiled(tuple(images.shape)), tuple(images.shape)
-        features = torch.from_numpy(self._model([images.float().contiguous().numpy()])[0])
-        with torch.autocast("cpu", enabled=False):
-            displacement: Tensor = self.unet.last(features)
-        return displacement
+        found = self._model([images.float().contiguous().numpy()], share_inputs=True, share_outputs=True)[0]
+        if self.precision != torch.bfloat16:
+            return torch.from_numpy(found.copy())
+        features = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16)
+        with torch.autocast("cpu", enabled=False):  # slab by slab: the features in single precision take much memory
+            return torch.cat([self.unet.last(slab.float()) for slab in features.split(LAST_SLAB, dim=2)], dim=2)
 
     def _compiled(self, shape: tuple[int, ...]) -> Any:
         import openvino
@@ -71,7 +75,7 @@ class CompiledUNet(nn.Module):
             "ENABLE_CPU_PINNING": False,  # two runs would pin their threads to the same cores
         }
         with signal_stack_kept():
-            return openvino.Core().compile_model(_graph(self.unet, shape), "CPU", options)
+            return openvino.Core().compile_model(_graph(self.unet, shape, self.precision), "CPU", options)
 
 
 class _SignalStack(ctypes.Structure):
@@ -94,8 +98,11 @@ def signal_stack_kept() -> Iterator[None]:
         library.sigaltstack(ctypes.byref(before), None)
 
 
-def _graph(unet: UNet, shape: tuple[int, ...]) -> Any:
-    """All of the U-Net but its last layer, for images of ``shape``: (n, 2, z, y, x) → (n, features, z, y, x)."""
+def _graph(unet: UNet, shape: tuple[int, ...], precision: torch.dtype) -> Any:
+    """The U-Net for images of ``shape``: (n, 2, z, y, x) → displacement (n, 3, z, y, x).
+
+    With bfloat16 all but its last layer, which must not be rounded so: → features (n, c, z, y, x) in bfloat16.
+    """
     import openvino
     from openvino import opset13 as ops
 
@@ -109,7 +116,10 @@ def _graph(unet: UNet, shape: tuple[int, ...]) -> Any:
         raised = ops.convolution_backprop_data(values, _constant(up.weight), strides=[2] * 3)
         raised = ops.add(raised, _for_channels(up.bias))
         values = _block(ops.concat([skips.pop(), raised], axis=1), block)
-    return openvino.Model([values], [images])
+    if precision == torch.bfloat16:
+        return openvino.Model([ops.convert(values, "bf16")], [images])
+    last = ops.convolution(values, _constant(unet.last.weight), [1] * 3, [0] * 3, [0] * 3, [1] * 3)
+    return openvino.Model([ops.add(last, _for_channels(unet.last.bias))], [images])
 
 
 def _block(values: Any, block: nn.Module) -> Any:

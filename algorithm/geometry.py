@@ -83,11 +83,26 @@ class Grid:
 
     def resized(self, size: Size) -> "Grid":
         """Another number of voxels in the same box: outer voxel *edges* stay, so the origin moves by half voxels."""
-        ratio = np.array(self.size) / np.array(size)
-        x, y, z = self.to_world((ratio - 1) / 2)
+        return self.between(np.full(3, -0.5), np.array(self.size) - 0.5, size)
+
+    def between(self, low: np.ndarray, high: np.ndarray, size: Size) -> "Grid":
+        """``size`` voxels whose outer edges are at the continuous indices ``low`` and ``high``, (3,)."""
+        ratio = (high - low) / np.array(size)
+        x, y, z = self.to_world(low + ratio / 2)
         sx, sy, sz = ratio * np.array(self.spacing)
         origin, spacing = (float(x), float(y), float(z)), (float(sx), float(sy), float(sz))
         return replace(self, size=size, spacing=spacing, origin=origin)
+
+    def within(self, other: "Grid", size: Size) -> "Grid":
+        """``size`` voxels in the part of the box that lies in that of ``other``; in all of it where the axes of the two
+        are not parallel, or they lie apart."""
+        low, high = np.full(3, -0.5), np.array(self.size) - 0.5
+        if _parallel(other, self, Affine()):
+            ends = self.to_index(other.to_world(np.array([np.full(3, -0.5), np.array(other.size) - 0.5])))
+            start, end = np.maximum(low, ends.min(axis=0)), np.minimum(high, ends.max(axis=0))
+            if (start < end).all():
+                low, high = start, end
+        return self.between(low, high, size)
 
     def coarsened(self, factor: int = 2) -> "Grid":
         """The grid of averages over ``factor``³ voxels: its origin lies (factor - 1) / 2 voxels farther in."""

@@ -11,7 +11,7 @@ Inside the module volumes are arrays (z, y, x) in a storage order close to LPS, 
 
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import Grid, Size, Vector, canonical_axes, resample, restored
+from .geometry import Grid, Size, canonical_axes, resample, restored
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +85,7 @@ def crop_grid(lungs: LungMask, margin_mm: float, size: Size = (192, 160, 192)) -
     index = lungs.mask[0, 0].nonzero().numpy()[:, ::-1]
     margin = margin_mm / np.array(lungs.grid.spacing)
     low, high = index.min(axis=0) - 0.5 - margin, index.max(axis=0) + 0.5 + margin
-    ratio = (high - low) / np.array(size)
-    return replace(
-        lungs.grid,
-        size=size,
-        spacing=_vector(ratio * np.array(lungs.grid.spacing)),
-        origin=_vector(lungs.grid.to_world(low + ratio / 2)),
-    )
+    return lungs.grid.between(low, high, size)
 
 
 def _no_lung(name: str, litres: float) -> str:
@@ -409,8 +403,3 @@ def _steps(mm: float, spacing: Spacing) -> int:
 
 def _voxel_litres(spacing: Spacing) -> float:
     return float(np.prod(spacing)) * 1e-6
-
-
-def _vector(values: np.ndarray) -> Vector:
-    x, y, z = (float(v) for v in values)
-    return x, y, z

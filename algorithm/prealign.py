@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
@@ -41,6 +42,9 @@ LEAST_DETERMINANT = 0.1
 """No breath shrinks a lung to a tenth."""
 SMOOTHING = 2
 """Means of the control points of the deformable registration."""
+FLAT = 3e-6
+"""Adam's ε: a gradient below it, as less than half of them are, moves a control point by less than a full step. Where
+there is nothing to see, rounding would else move it by one."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class PrealignSettings:
     """Settings of `prealign`; lengths in mm."""
 
     iterations: int = 30
-    """Adam steps of every start, at half the resolution."""
+    """Steps of every start, at most, at half the resolution."""
     searched: int = 6
     """So many of the placements that were only looked at are improved."""
     most_rounds: int = 8
@@ -65,9 +69,11 @@ class PrealignSettings:
     whole_gain: float = 0.2
     """Where it lowers the image terms by this share or more, it alone decides; by less, so does the best affine map."""
     polish: int = 30
-    """Adam steps of that map, at full resolution."""
-    step_mm: float = 1.5
-    """Adam's first step size: the motion of the lung's surface in one step; it falls to a tenth."""
+    """Steps of that map, at most, at full resolution."""
+    steepness: float = 200.0
+    """Factor of the objective in the affine minimisation, so that its first step is of the order of 1 mm."""
+    converged: float = 1e-5
+    """It stops where a step lowers the objective by less than this share."""
     mask_weight: float = 1.0
     """β: weight of the squared difference of the masks."""
     rigidity: float = 0.05
@@ -105,7 +111,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
     found = starts(fixed, moving)
     found |= searched_starts(coarse_fixed, coarse_moving, list(found.values()), settings)
     for name, start in found.items():
-        affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings.step_mm, settings)
+        affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings)
         log.debug("pre-alignment from %s: %.4f", name, value)
         candidates.append((value, name, affine))
     value, name, best = min(candidates, key=lambda candidate: candidate[0])
@@ -213,26 +219,33 @@ def _overlap(points: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _minimise(
-    fixed: Scan, moving: Scan, start: Affine, iterations: int, step_mm: float, settings: PrealignSettings
+    fixed: Scan, moving: Scan, start: Affine, iterations: int, settings: PrealignSettings
 ) -> tuple[Affine, float]:
-    """Adam over the 12 parameters; returns the best map met and its image terms (inf when hardly any overlap)."""
+    """BFGS over the 12 parameters; returns the best map met and its image terms (inf when hardly any overlap).
+
+    Its steps shrink with the gradient, so a little change of the images is a little change of the map. Those of Adam do
+    not: of a parameter that matters little, rounding decides.
+    """
     centre = fixed.lung_points_mm().mean(axis=0)
     radius = float(max(fixed.grid.extent_mm)) / 2
-    linear = torch.zeros(3, 3, requires_grad=True)  # change of the linear part times radius, mm
-    shift = torch.zeros(3, requires_grad=True)  # mm
-    optimiser = torch.optim.Adam([linear, shift], lr=step_mm)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(iterations, 1), step_mm / 10)
     best, best_value = start, float("inf")
-    for _ in range(iterations + 1):
-        optimiser.zero_grad()
-        index = _index_map(fixed, moving, start, linear / radius, shift, centre)
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, best_value
+        unknown = torch.tensor(parameters, dtype=torch.float32, requires_grad=True)
+        linear, shift = unknown[:9].reshape(3, 3) / radius, unknown[9:]
+        index = _index_map(fixed, moving, start, linear, shift, centre)
         value, covered = _image_terms(fixed, moving, index, settings, settings.window)
         if float(value.detach()) < best_value and covered >= settings.least_overlap:
             best_value = float(value.detach())
-            best = _moved(start, linear.detach().numpy() / radius, shift.detach().numpy(), centre)
-        (value + settings.rigidity * (linear / radius).square().sum()).backward()
-        optimiser.step()
-        schedule.step()
+            best = _moved(start, parameters[:9].reshape(3, 3) / radius, parameters[9:], centre)
+        total = value + settings.rigidity * linear.square().sum()
+        total.backward()
+        assert unknown.grad is not None
+        return settings.steepness * float(total.detach()), settings.steepness * unknown.grad.double().numpy()
+
+    options = {"maxiter": iterations, "maxcor": 12, "ftol": settings.converged, "gtol": 0.0}
+    minimize(objective, np.zeros(12), jac=True, method="L-BFGS-B", options=options)
     return best, best_value
 
 
@@ -243,7 +256,7 @@ def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: P
     """
     for _ in range(settings.most_rounds):
         before = value
-        start, value = _minimise(fixed, moving, start, settings.iterations, settings.step_mm, settings)
+        start, value = _minimise(fixed, moving, start, settings.iterations, settings)
         log.debug("pre-alignment again: %.4f", value)
         if value >= (1 - settings.settled) * before:
             break
@@ -267,7 +280,7 @@ def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettin
     closest = _closest(fixed, moving, start, displacement)
     if share >= 1:
         return closest
-    polished, _ = _minimise(fixed, moving, start, settings.polish, settings.step_mm / 3, settings)
+    polished, _ = _minimise(fixed, moving, start, settings.polish, settings)
     matrix, offset = (
         (1 - share) * np.array(getattr(polished, name)) + share * np.array(getattr(closest, name))
         for name in ("matrix", "offset")
@@ -297,7 +310,7 @@ def _deformed(
     grid = fixed.grid.resized((x, y, z))
     voxel_mm = torch.tensor(fixed.grid.spacing).reshape(1, 3, 1, 1, 1)
     control = (unsmoothed(resample(start, start_grid, grid), SMOOTHING) / voxel_mm).requires_grad_()
-    optimiser = torch.optim.Adam([control], lr=settings.deformed_step_vox)
+    optimiser = torch.optim.Adam([control], lr=settings.deformed_step_vox, eps=FLAT)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
     for _ in range(steps):
         u = smoothed(control, SMOOTHING) * voxel_mm

@@ -1,5 +1,8 @@
 """From two scans to what the cascade sees: lung masks, pre-alignment, crop, network grid."""
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -135,6 +138,14 @@ def subject(image: Image, mask: Path | None) -> Subject:
     return Subject(replace(image, remarks=(*image.remarks, doubt)) if doubt else image, lungs)
 
 
+def subjects(fixed: Image, fixed_mask: Path | None, moving: Image, moving_mask: Path | None) -> tuple[Subject, Subject]:
+    """`subject` of both scans, at once: most of it lets other threads run. What is wrong with the fixed one is told
+    first."""
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(subject, image, mask) for image, mask in ((fixed, fixed_mask), (moving, moving_mask))]
+        return jobs[0].result(), jobs[1].result()
+
+
 def prepare(
     fixed: Subject,
     moving: Subject,
@@ -142,7 +153,8 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),
 ) -> Prepared:
     """Pre-aligns, crops and resamples a pair; InputError when the two share too little."""
-    affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
+    with one_thread():  # thousands of steps on few voxels: waking a second thread costs more than it does
+        affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
     grid = crop_grid(fixed.lungs, settings.margin_mm, network_size)
     moving_grid = grid.padded(settings.moving_margin_vox)
     return Prepared(
@@ -156,6 +168,17 @@ def prepare(
     )
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """In the body torch works with one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _hu(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z y x"]:
     image = subject.image
     return resample_image(image.voxels, image.grid, grid, affine=affine, least=AIR_HU, fill=AIR_HU)
@@ -166,8 +189,11 @@ def _lungs(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z
 
 
 def _scan(subject: Subject, settings: PrepareSettings) -> Scan:
-    """The surroundings of the lungs on the grid of the pre-alignment (even sizes: it halves them once)."""
-    box = crop_grid(subject.lungs, 5 * settings.prealign_spacing_mm, (2, 2, 2))
+    """The surroundings of the lungs on the grid of the pre-alignment (even sizes: it halves them once).
+
+    They end where the image ends: what lies beyond is not known, and is not to be compared with anything.
+    """
+    box = crop_grid(subject.lungs, 5 * settings.prealign_spacing_mm, (2, 2, 2)).within(subject.image.grid, (2, 2, 2))
     x, y, z = (2 * max(4, round(extent / settings.prealign_spacing_mm / 2)) for extent in box.extent_mm)
     grid = box.resized((x, y, z))
     return Scan(_hu(subject, grid, Affine()).clamp(max=200), _lungs(subject, grid, Affine()), grid)

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from algorithm import geometry
@@ -757,3 +758,20 @@ def test_canonical_axes_do_not_depend_on_the_storage_order_at_45_degrees() -> No
                 canonical = geometry.restored(other, *geometry.canonical_axes(other))
                 found.add((canonical.size, *(round(v, 6) + 0.0 for row in canonical.direction for v in row)))
         assert len(found) == 1
+
+
+def test_a_box_within_another() -> None:
+    grid = Grid((10, 10, 10), (2.0, 2.0, 2.0), (1.0, 1.0, 1.0))  # edges from 0 to 20
+    other = Grid((8, 30, 5), (1.0, 1.0, 1.0), (-1.5, -4.5, 10.5))  # from -2 to 6, -5 to 25, 10 to 15
+    part = grid.within(other, (2, 2, 2))
+    np.testing.assert_allclose(part.to_world(np.full(3, -0.5)), (0, 0, 10), atol=1e-12)
+    np.testing.assert_allclose(part.to_world(np.full(3, 1.5)), (6, 20, 15), atol=1e-12)
+    backwards = geometry.restored(other, (0, 1, 2), (True, False, True))
+    np.testing.assert_allclose(grid.within(backwards, (2, 2, 2)).to_world(np.full(3, 1.5)), (6, 20, 15), atol=1e-12)
+
+
+def test_a_box_within_one_that_is_turned_or_elsewhere_stays() -> None:
+    grid = Grid((10, 10, 10), (2.0, 2.0, 2.0))
+    turned = replace(grid, direction=as_matrix(Rotation.from_euler("z", 20, degrees=True).as_matrix()))
+    for other in (turned, replace(grid, origin=(500.0, 0.0, 0.0))):
+        assert grid.within(other, grid.size) == grid

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from algorithm.__main__ import main
 from algorithm.errors import InputError
-from algorithm.geometry import Grid, displacement_at
+from algorithm.geometry import Affine, Grid, displacement_at
 from algorithm.images import Image, read_field, read_image, write_image
-from algorithm.prepare import Subject, given_lungs, subject
+from algorithm.prepare import Subject, given_lungs, prepare, subject
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.running import pair_options, results
@@ -171,3 +171,28 @@ def test_without_masks_the_sentence_speaks_of_size(infant: tuple[Path, PhantomPa
         subject(read_image(folder / "fixed.mha"), None)
     assert "is too small, 0.1" in str(caught.value) and "give lung masks" in str(caught.value)
     assert "Hounsfield" not in str(caught.value)
+
+
+# --- where a scan ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["fixed", "moving"])
+def test_the_prealignment_compares_nothing_beyond_the_end_of_a_scan(example_pair: PhantomPair, cut: str) -> None:
+    """Lungs that the field of view ends in go on there: the map must not shrink the other scan's into what is seen."""
+    ends: dict[str, float] = {}
+
+    def scan(name: str, voxels: Tensor, grid: Grid) -> Subject:
+        if name == cut:
+            nx, ny, nz = grid.size
+            voxels, grid = voxels[:, :, nz // 2 :], grid.cropped((0, 0, nz // 2), (nx, ny, nz - nz // 2))
+        ends[name] = grid.origin[2]
+        return subject(Image(voxels.round().short(), grid, Path(f"{name}.mha")), None)
+
+    fixed = scan("fixed", example_pair.fixed, example_pair.fixed_grid)
+    moving = scan("moving", example_pair.moving, example_pair.moving_grid)
+    found = prepare(fixed, moving, (32, 32, 32)).affine
+    points, targets = example_pair.fixed_landmarks_mm, example_pair.moving_landmarks_mm
+    seen = (points[:, 2] > ends["fixed"]) & (targets[:, 2] > ends["moving"])
+    best = Affine.least_squares(points[seen], targets[seen])
+    error, least = (np.linalg.norm(a(points[seen]) - targets[seen], axis=1).mean() for a in (found, best))
+    assert error < 1.8 * least
