@@ -23,7 +23,8 @@ def run(options: Options, weights: LoadedCascade) -> None:
     """One case, from files to files."""
     report = Report()
     inputs = options.inputs()
-    outputs = prepare_outputs(options.output, image_name(inputs.fixed), inputs.paths(), options.transforms == "on")
+    given = (*inputs.paths(), *options.lobes())
+    outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, options.transforms == "on")
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 

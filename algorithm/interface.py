@@ -358,7 +358,7 @@ def is_own_transform(path: Path) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             return bool(file.attrs.get(TRANSFORM_MARK) == np.bytes_(transform_mark(path)))
     except OSError:
         return False

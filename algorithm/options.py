@@ -64,14 +64,17 @@ class Options:
 
     def sources(self) -> list[Path]:
         """Where the input may lie."""
-        masks = (self.fixed_mask, self.moving_mask, self.fixed_lobes, self.moving_lobes)
-        given = (self.input, self.fixed, self.moving, *masks)
+        given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask, *self.lobes())
         return [path for path in given if path is not None]
+
+    def lobes(self) -> list[Path]:
+        """Those that are given."""
+        return [path for path in (self.fixed_lobes, self.moving_lobes) if path is not None]
 
     def inputs(self) -> Inputs:
         """The files of the case; InputError when they cannot be told."""
         if self.fixed is None and self.moving is None:
-            if any((self.fixed_mask, self.moving_mask, self.fixed_lobes, self.moving_lobes)):
+            if self.fixed_mask or self.moving_mask or self.lobes():
                 raise InputError("--fixed-mask and --moving-mask, or lobes, need --fixed and --moving")
             from .interface import find_inputs  # here: it brings torch, and --help can do without
 

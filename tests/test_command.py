@@ -1,5 +1,6 @@
 """The command ``lungreg``: what it understands, what it refuses, and that it is quick to say so."""
 
+import signal
 import subprocess
 import sys
 import tomllib
@@ -126,6 +127,22 @@ def test_help_loads_nothing_heavy() -> None:
     code += "print(sorted({'torch', 'SimpleITK', 'numpy', 'scipy', 'numba', 'openvino'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_an_interrupt_ends_it_without_a_traceback() -> None:
+    code = (
+        "import sys, time\nfrom pathlib import Path\nimport algorithm.__main__\nfrom algorithm.command import main\n"
+        "def wait(options): print('waiting', flush=True); time.sleep(60)\n"
+        "algorithm.__main__.run_once = wait\nsys.argv[1:] = ['pyproject.toml', 'pyproject.toml', 'out']\nsys.exit(main())"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said == "stopped by SIGINT before the end\n"
 
 
 def test_a_shell_can_complete_it(tmp_path: Path) -> None:
