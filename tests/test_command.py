@@ -133,7 +133,7 @@ def test_an_interrupt_ends_it_without_a_traceback() -> None:
     code = (
         "import sys, time\nfrom pathlib import Path\nimport algorithm.__main__\nfrom algorithm.command import main\n"
         "def wait(options): print('waiting', flush=True); time.sleep(60)\n"
-        "algorithm.__main__.run_once = wait\nsys.argv[1:] = ['pyproject.toml', 'pyproject.toml', 'out']\nsys.exit(main())"
+        "algorithm.__main__.run_once = wait\nsys.argv[1:] = ['LICENSE', 'LICENSE', 'out']\nsys.exit(main())"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
