@@ -24,7 +24,8 @@ def run(options: Options, weights: LoadedCascade) -> None:
     report = Report()
     inputs = options.inputs()
     given = (*inputs.paths(), *options.lobes())
-    outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, options.transforms == "on")
+    name, transforms, suffixes = image_name(inputs.fixed), options.transforms == "on", options.names == "kind"
+    outputs = prepare_outputs(options.output, name, given, transforms, suffixes)
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 

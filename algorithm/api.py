@@ -134,7 +134,7 @@ class Registration:
             raise InputError("the registration was loaded, expected one that was just done; its folder can be copied")
         case, root = self._case, Path(folder)
         inputs = [path for path in (case.fixed.image.path, case.moving.image.path) if path.exists()]
-        outputs = prepare_outputs(root, image_name(case.fixed.image.path), inputs, transforms)
+        outputs = prepare_outputs(root, image_name(case.fixed.image.path), inputs, transforms, suffixes=True)
         withdraw(root, False, inputs)
         deliver(outputs, case.grid, case.transform, case.fixed, case.moving, "itk", case.report, field_grid)
 

@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .errors import InputError, exit_code, stopped_by_signals
-from .options import HELP, Device, FieldGrid, FieldLayout, Options, Refine, Switch
+from .options import HELP, Device, FieldGrid, FieldLayout, Names, Options, Refine, Switch
 
 EXAMPLES = """
 Examples:
@@ -80,6 +80,7 @@ def register(
     weights: Annotated[Path | None, _told("weights")] = None,
     field_layout: Annotated[FieldLayout, _told("field_layout")] = Options.field_layout,
     field_grid: Annotated[FieldGrid, _told("field_grid")] = Options.field_grid,
+    names: Annotated[Names, _told("names")] = "kind",
     transforms: Annotated[Switch, _told("transforms")] = "on",
 ) -> None:
     """Register two scans: the displacement field, the warped moving image and results.json are written into OUT."""

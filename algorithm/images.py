@@ -1,8 +1,9 @@
 """The door: scans, masks and fields read from files, checked, and written.
 
-Only here, in `algorithm.dicom` and in `algorithm.apply` is SimpleITK used. Files are read by `imagefiles`, as in the
-evaluation; here their content is checked for being a chest. Writing is our own: a MetaImage header and raw
-little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
+Only here, in `algorithm.dicom`, and where a program holds images (`given`, `api`, `apply`) is SimpleITK used. Files are
+read by `imagefiles`, as in the evaluation; here their content is checked for being a chest. Writing is our own: a
+MetaImage header and raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3
+float32) is 3 GB.
 """
 
 import math

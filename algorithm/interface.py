@@ -31,6 +31,8 @@ SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-
 REQUIRED = ("fixed", "moving")
 KINDS = ("displacement-field", "warped-moving")
 """The folders of the results in images/."""
+SUFFIXES = ("_field", "_warped")
+"""What their names may end in, so that both can lie in one folder."""
 TRANSFORMS = ("transform.h5", "inverse.h5")
 """For other programs, beside results.json: from the fixed to the moving scan, and back."""
 TRANSFORM_MARK = "Comment"
@@ -213,9 +215,11 @@ def _listing(root: Path, limit: int = 8) -> str:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), transforms: bool = False) -> Outputs:
-    """Where the results of the case ``name`` go, with `TRANSFORMS` if they are wanted. Makes nothing yet, so that a run
-    that fails leaves nothing behind.
+def prepare_outputs(
+    root: Path, name: str, inputs: Iterable[Path] = (), transforms: bool = False, suffixes: bool = False
+) -> Outputs:
+    """Where the results of the case ``name`` go, with `TRANSFORMS` and `SUFFIXES` if they are wanted. Makes nothing, so
+    that a run that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
     any time is spent on the registration.
@@ -223,8 +227,8 @@ def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), transfor
     if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
         raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
     outputs = Outputs(
-        root / "images" / KINDS[0] / f"{name}.mha",
-        root / "images" / KINDS[1] / f"{name}.mha",
+        root / "images" / KINDS[0] / f"{name}{SUFFIXES[0] if suffixes else ''}.mha",
+        root / "images" / KINDS[1] / f"{name}{SUFFIXES[1] if suffixes else ''}.mha",
         root / "results.json",
         tuple(inputs),
         tuple(root / file for file in TRANSFORMS) if transforms else (),

@@ -16,6 +16,7 @@ Refine = Literal["off", "fast", "full"]
 FieldLayout = Literal["auto", "itk", "grand-challenge"]
 FieldGrid = Literal["fixed", "network"]
 Switch = Literal["on", "off"]
+Names = Literal["case", "kind"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -33,6 +34,7 @@ HELP = {
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
     "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
     "around the fixed lungs only",
+    "names": "of the images. case: both that of the fixed image; kind: with _field and _warped after it",
     "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
 }
 
@@ -54,6 +56,7 @@ class Options:
     refine: Refine = "full"
     field_layout: FieldLayout = "auto"
     field_grid: FieldGrid = "fixed"
+    names: Names = "case"
     transforms: Switch = "off"
 
     def on_platform(self) -> bool:

@@ -39,7 +39,7 @@ def registration(example: Path, registrar: algorithm.Registrar) -> algorithm.Reg
 @pytest.fixture(scope="module")
 def by_command(tmp_path_factory: pytest.TempPathFactory, example: Path, small_weights: Path) -> Path:
     out = tmp_path_factory.mktemp("command")
-    assert call_main(*pair_options(example, out, small_weights), "--transforms=on") == 0
+    assert call_main(*pair_options(example, out, small_weights), "--transforms=on", "--names=kind") == 0
     return out
 
 

@@ -98,6 +98,15 @@ def test_python() -> None:
     assert (Path("result") / "transform.h5").exists() and (Path("other") / "transform.h5").exists()
 
 
+def test_lines_for_simpleitk(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made_up)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (PAGES / "other_programs.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {"sitk": sitk, "point_in_fixed": POINTS[0].tolist()}
+    names |= {"fixed": sitk.ReadImage("later.nii.gz"), "moving": sitk.ReadImage("earlier.nii.gz")}
+    exec(block, names)
+    assert np.linalg.norm(np.array(names["point_in_fixed"]) - POINTS[0]) < 0.2
+
+
 @pytest.mark.usefixtures("scans")
 def test_notebook() -> None:
     """Cell by cell; the last line of one that compares is true."""
