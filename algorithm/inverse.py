@@ -32,7 +32,7 @@ from .lungs import LungMask
 from .transform import Transform
 
 LEAST_FRAME_MM = 24.0
-"""The frame's width."""
+"""The least width of the frame."""
 WIDTHS = 2.0
 """The frame is at least so many times as wide as the largest displacement at its inner side: the fall, of slope 1.5 at
 most, then changes no length by more than three quarters."""
@@ -47,6 +47,8 @@ NEWTON_STEPS = 2
 DEFECT_STEPS = 3
 CLOSE_MM = 0.05
 """So far from its place a point may end after these steps."""
+MOST_DOUBLE = 2**26
+"""Numbers that are brought to double precision at once."""
 MOST_PROBES = 200_000
 """At about so many points in the lungs the residual is looked at."""
 
@@ -59,7 +61,7 @@ class Inverse:
     """y ↦ z + v(z), z = affine(y), from the moving to the fixed world; better, with e, z + e(z) in place of z.
 
     v undoes u at the voxels of a coarse grid; trilinear between them, a few tenths of a mm are left. e, which makes up
-    for them, is not zero in the lungs only and takes little room.
+    for them, is zero but in the lungs, and so takes little room.
     """
 
     rough: Displacement
@@ -86,9 +88,10 @@ class Inverse:
 def moved(
     points_mm: Float[np.ndarray, "p 3"], displacement: Float[Tensor, "1 3 z y x"], grid: Grid
 ) -> Float[np.ndarray, "p 3"]:
-    """x + u(x) in double precision."""
+    """x + u(x); u is looked up in double precision where there is room for that."""
     points = torch.from_numpy(np.asarray(points_mm, np.float64))
-    result: np.ndarray = (points + displacement_at(points, displacement.double(), grid)).numpy()
+    u = displacement if displacement.numel() > MOST_DOUBLE else displacement.double()
+    result: np.ndarray = (points + displacement_at(points, u, grid)).numpy()
     return result
 
 
