@@ -40,8 +40,10 @@ FRAME_ATTEMPTS = 3
 """So often the frame is made wider by a half where the field folds in it."""
 MOST_VOXELS = 1_500_000
 """Of the grid of v: so many take about a second."""
-FINER = 2
-"""The voxels of the grid of v are so many times as long as those of the grid of e."""
+FINER = (2, 3)
+"""The voxels of the grid of v are so many times as long as those of the grid of e; the second where the first leaves
+more than `WANTED_MM` at more than a hundredth of the lungs."""
+WANTED_MM = 0.05
 NEWTON_STEPS = 2
 """For v; more of them change e and nothing else."""
 DEFECT_STEPS = 3
@@ -142,16 +144,20 @@ def inverse(transform: Transform, lungs: LungMask) -> Inverse:
     points, there = _positions(coarser), resample(u, grid, coarser)
     slope = derivative(there, coarser), coarser
     v = undone(points, (u, grid), slope, points - there[0].flatten(1).T) - points
-    rough = v.T.reshape(1, 3, *coarser.shape)
-    return Inverse((rough, coarser), _rest(transform, (rough, coarser), lungs), transform.affine.inverse())
+    rough, back = (v.T.reshape(1, 3, *coarser.shape), coarser), transform.affine.inverse()
+    for finer in FINER:
+        found = Inverse(rough, _rest(transform, rough, lungs, finer), back)
+        if np.quantile(residual_mm(transform, found, lungs), 0.99) < WANTED_MM:
+            break
+    return found
 
 
-def _rest(transform: Transform, rough: Displacement, lungs: LungMask) -> Displacement:
+def _rest(transform: Transform, rough: Displacement, lungs: LungMask, finer: int) -> Displacement:
     """e, such that p = z + e(z) + v(z + e(z)) is z - u(p) at the voxels around the lungs.
 
     The map from z to p + u(p) is nearly the identity, so what a point misses is nearly what it lacks.
     """
-    grid, near = _around(lungs, rough[1], transform.affine)
+    grid, near = _around(lungs, rough[1], transform.affine, finer)
     points = torch.from_numpy(grid.to_world(near.nonzero().numpy()[:, ::-1])).float()
     lack = torch.zeros_like(points)
     for _ in range(DEFECT_STEPS):
@@ -176,7 +182,7 @@ def _in_steps(grid: Grid, steps: list[int]) -> Grid:
     return Grid((x + 1, y + 1, z + 1), (sx, sy, sz), grid.origin, grid.direction)
 
 
-def _around(lungs: LungMask, coarse: Grid, affine: Affine) -> tuple[Grid, Bool[Tensor, "z y x"]]:
+def _around(lungs: LungMask, coarse: Grid, affine: Affine, finer: int) -> tuple[Grid, Bool[Tensor, "z y x"]]:
     """The voxels that a point in the moving lungs, pre-aligned, may lie between, on a finer grid of their part of the
     ``coarse`` one; none of them lies at its border."""
     near = _near(lungs, coarse, affine)
@@ -185,7 +191,7 @@ def _around(lungs: LungMask, coarse: Grid, affine: Affine) -> tuple[Grid, Bool[T
     along = (near.any(0).any(0), near.any(0).any(1), near.any(1).any(1))
     (x, x1), (y, y1), (z, z1) = (axis.nonzero()[[0, -1], 0].tolist() for axis in along)
     part = coarse.cropped((x - 1, y - 1, z - 1), (x1 - x + 3, y1 - y + 3, z1 - z + 3))
-    fine = _in_steps(part, [FINER * (n - 1) for n in part.size])
+    fine = _in_steps(part, [finer * (n - 1) for n in part.size])
     inner = F.pad(torch.ones([n - 2 for n in fine.shape], dtype=torch.bool), [1] * 6)
     return fine, _near(lungs, fine, affine) & inner
 
