@@ -27,6 +27,12 @@ WORKDIR /opt/app
 COPY LICENSE ./
 COPY weights weights
 COPY imagefiles imagefiles
+COPY resultpages resultpages
+# The viewer on the pages: fetched with an npm that goes again. Where it cannot be had, pages have still pictures only.
+COPY requirements-viewer.txt ./
+RUN python -m pip install --no-cache-dir --target /tmp/npm --requirement requirements-viewer.txt \
+    && PYTHONPATH=/tmp/npm NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt python -m resultpages.fetch \
+    && rm -rf /tmp/npm /tmp/.npm /tmp/node-compile-cache
 COPY algorithm algorithm
 RUN chmod -R a+rX /opt/app
 

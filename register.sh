@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets everything up on the first call, then hands over to the command `lungreg` (see ./register.sh --help).
 #
-#   ./register.sh [OPTIONS] FIXED MOVING OUT    the displacement field, the warped moving image and results.json into OUT
+#   ./register.sh [OPTIONS] FIXED MOVING OUT    the field, the warped moving image, results.json and report.html into OUT
 #   ./register.sh COMMAND ...                   what is done with a result
 #   ./register.sh                               the bundled example: a phantom that is generated, into example/output
 set -euo pipefail

@@ -44,3 +44,4 @@ for file in "${stale[@]}"; do
   .venv/bin/python -m pip install -qq --disable-pip-version-check --requirement "$file" >&2
   cp "$file" ".venv/installed/$file"
 done
+.venv/bin/python -m resultpages.fetch || true # the viewer of the pages; they do without, and it says so

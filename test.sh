@@ -77,7 +77,7 @@ check_killed() {
   local code=0 errors=$work/$1/errors
   (cd "$work" && run_image 1000 "$1") >"$work/$1/steps" 2>"$errors" || code=$?
   [ "$code" = 137 ] || fail "$1: exit code $code, expected 137: $(cat "$errors")"
-  grep -q '^read' "$work/$1/steps" || fail "$1: killed before it began"
+  grep -q 'Reading the scans' "$work/$1/steps" || fail "$1: killed before it began"
   [ -z "$(find "$work/$1/output" -mindepth 1)" ] || fail "$1: something was written"
 }
 

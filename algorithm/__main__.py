@@ -21,11 +21,11 @@ from .weights import LoadedCascade, find_weights, load_cascade
 
 def run(options: Options, weights: LoadedCascade) -> None:
     """One case, from files to files."""
-    report = Report()
+    report = Report(options.steps())
     inputs = options.inputs()
     given = (*inputs.paths(), *options.lobes())
-    name, transforms, suffixes = image_name(inputs.fixed), options.transforms == "on", options.names == "kind"
-    outputs = prepare_outputs(options.output, name, given, transforms, suffixes)
+    wanted = options.wants_page(), options.transforms == "on", options.names == "kind"
+    outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, *wanted)
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
 

@@ -128,13 +128,19 @@ class Registration:
         parts = field_transform(*self._back.rough), field_transform(*self._back.rest)
         return sitk.CompositeTransform([*parts, affine_transform(self._back.affine)])
 
-    def save(self, folder: str | os.PathLike[str], field_grid: FieldGrid = "fixed", transforms: bool = True) -> None:
+    def save(
+        self,
+        folder: str | os.PathLike[str],
+        field_grid: FieldGrid = "fixed",
+        transforms: bool = True,
+        page: bool = True,
+    ) -> None:
         """Writes what the command writes, byte by byte but for the timings; InputError where it would, too."""
         if self._case is None:
             raise InputError("the registration was loaded, expected one that was just done; its folder can be copied")
         case, root = self._case, Path(folder)
         inputs = [path for path in (case.fixed.image.path, case.moving.image.path) if path.exists()]
-        outputs = prepare_outputs(root, image_name(case.fixed.image.path), inputs, transforms, suffixes=True)
+        outputs = prepare_outputs(root, image_name(case.fixed.image.path), inputs, page, transforms, suffixes=True)
         withdraw(root, False, inputs)
         deliver(outputs, case.grid, case.transform, case.fixed, case.moving, "itk", case.report, field_grid)
 

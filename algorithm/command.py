@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .errors import InputError, exit_code, stopped_by_signals
-from .options import HELP, Device, FieldGrid, FieldLayout, Names, Options, Refine, Switch
+from .options import HELP, Device, FieldGrid, FieldLayout, Names, Options, Page, Refine, Switch
 
 EXAMPLES = """
 Examples:
@@ -82,6 +82,7 @@ def register(
     field_grid: Annotated[FieldGrid, _told("field_grid")] = Options.field_grid,
     names: Annotated[Names, _told("names")] = "kind",
     transforms: Annotated[Switch, _told("transforms")] = "on",
+    report: Annotated[Page, _told("report")] = Options.report,
 ) -> None:
     """Register two scans: the displacement field, the warped moving image and results.json are written into OUT."""
     from .__main__ import run_once

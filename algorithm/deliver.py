@@ -10,16 +10,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .determinant import DeterminantStatistics, checked
+from .errors import first_line
 from .folding import unfold
 from .geometry import Grid
 from .images import Layout, write_field, write_image_slabs
-from .interface import Outputs, remove_own_transforms, result_mark, sole_image, sole_writer, write_results
+from .interface import (
+    PAGE_MARK,
+    Outputs,
+    remove_own_texts,
+    remove_own_transforms,
+    result_mark,
+    sole_image,
+    sole_writer,
+    write_results,
+    write_text,
+)
 from .inverse import framed, inverse, residual_mm
 from .lungs import LungMask
 from .prepare import Subject
 from .report import Report
+from .summary import figures, in_words
 from .transform import Transform
 from .transformfiles import write_inverse, write_transform
+from .view import ExpectedError, Pair
 
 log = logging.getLogger(__name__)
 
@@ -47,15 +60,18 @@ def deliver(
     layout: Layout,
     report: Report,
     field_grid: FieldGrid = "fixed",
+    expected: ExpectedError | None = None,
 ) -> None:
-    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, the transforms for other
-    programs where they are wanted, and results.json.
+    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, where they are wanted
+    the transforms for other programs and the page, with the ``expected`` error where there is one, and results.json.
 
     The field is checked for folding on the grid that it is written on.
     """
     with sole_writer(outputs.results.parent):
         outputs.check()  # again: something may have come in the meantime
-        outputs.results.unlink(missing_ok=True)  # that of an earlier run: it comes last, and says that all is there
+        remove_own_texts(
+            outputs.results.parent
+        )  # of an earlier run; results.json comes last: it says that all is there
         with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
             transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)
@@ -66,8 +82,26 @@ def deliver(
         if outputs.transforms:
             with report.timed("write transforms"):
                 report.set(inverse_residual_mm=write_both_ways(outputs, transform, fixed.lungs, moving.lungs))
+        report.set(**figures(fixed, moving, transform))
+        if outputs.page is not None:
+            write_page(outputs.page, Pair(fixed, moving, transform, expected), report)
         write_results(outputs.results, report.to_dict())
-    log.info("done: %s", outputs.displacement_field)
+    for line in in_words(report.to_dict(), outputs):
+        log.info(line)
+
+
+def write_page(path: Path, pair: Pair, report: Report) -> None:
+    """report.html. A fault in making it does not take the other results with it: it becomes a warning."""
+    with report.timed("write page"):
+        try:
+            from .page import registration_page  # here: who wants no page need not wait for its libraries
+
+            text = registration_page(pair, report.to_dict(), PAGE_MARK)
+        except Exception as error:
+            log.debug("report.html", exc_info=True)
+            report.warn(f"report.html could not be made ({type(error).__name__}: {first_line(error)}).")
+            return
+        write_text(path, text)
 
 
 def write_unfolded(

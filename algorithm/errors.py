@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,7 +16,27 @@ class InputError(ValueError):
 
 
 class Progress(logging.StreamHandler):
-    """Messages for stdout. Where they cannot be written (a full disk, a pipe that was closed) the job goes on."""
+    """Messages for stdout. Where they cannot be written (a full disk, a pipe that was closed) the job goes on.
+
+    On a terminal a ``passing`` message waits on its line for the one that comes ``instead`` of it; in a file or a pipe
+    every message is a line.
+    """
+
+    waiting = False
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The message, after what ends or clears the line that waits."""
+        before = "" if not self.waiting else "\r\x1b[2K" if getattr(record, "instead", False) else "\n"
+        self.waiting = bool(getattr(record, "passing", False)) and self.stream.isatty()
+        self.terminator = "" if self.waiting else "\n"
+        return before + super().format(record)
+
+    def end_line(self) -> None:
+        """Before something else is printed."""
+        if self.waiting:
+            self.waiting = False
+            with suppress(OSError):
+                print(file=self.stream, flush=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """From here on, all goes to /dev/null: what is left in the buffer would fail again at the end."""
@@ -55,6 +75,9 @@ def exit_code(job: Callable[[], None]) -> int:
 
 
 def _failed(sentence: str, code: int) -> int:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, Progress):
+            handler.end_line()
     print(sentence.replace("\n", "\\n"), file=sys.stderr)  # file names may have line breaks
     return code
 

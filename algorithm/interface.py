@@ -37,6 +37,9 @@ TRANSFORMS = ("transform.h5", "inverse.h5")
 """For other programs, beside results.json: from the fixed to the moving scan, and back."""
 TRANSFORM_MARK = "Comment"
 """The attribute of such a file that says who wrote it; ITK does not look at it."""
+RESULTS, PAGE = "results.json", "report.html"
+PAGE_MARK = "written by lung-registration as report.html"
+"""The comment in the second line of every page that this program writes."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
 """Of every results.json that this program writes (`Report`)."""
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
@@ -55,6 +58,8 @@ class Outputs:
     """Of the case: neither removed nor written over, wherever they lie."""
     transforms: tuple[Path, ...] = ()
     """Those of `TRANSFORMS`, or none."""
+    page: Path | None = None
+    """report.html; None where it is not wanted."""
 
     def check(self) -> None:
         """InputError where a result would take the place of a file that is none of this program's, or an input."""
@@ -66,6 +71,8 @@ class Outputs:
             _check_replaceable(transform, kept, is_own_transform(transform))
         if _exists(self.results):
             _check_replaceable(self.results, kept, is_own_results(self.results))
+        if self.page is not None and _exists(self.page):
+            _check_replaceable(self.page, kept, is_own_page(self.page))
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -216,10 +223,15 @@ def _listing(root: Path, limit: int = 8) -> str:
 
 
 def prepare_outputs(
-    root: Path, name: str, inputs: Iterable[Path] = (), transforms: bool = False, suffixes: bool = False
+    root: Path,
+    name: str,
+    inputs: Iterable[Path] = (),
+    page: bool = False,
+    transforms: bool = False,
+    suffixes: bool = False,
 ) -> Outputs:
-    """Where the results of the case ``name`` go, with `TRANSFORMS` and `SUFFIXES` if they are wanted. Makes nothing, so
-    that a run that fails leaves nothing behind.
+    """Where the results of the case ``name`` go, with page, `TRANSFORMS` and `SUFFIXES` if they are wanted. Makes
+    nothing, so that a run that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
     any time is spent on the registration.
@@ -229,9 +241,10 @@ def prepare_outputs(
     outputs = Outputs(
         root / "images" / KINDS[0] / f"{name}{SUFFIXES[0] if suffixes else ''}.mha",
         root / "images" / KINDS[1] / f"{name}{SUFFIXES[1] if suffixes else ''}.mha",
-        root / "results.json",
+        root / RESULTS,
         tuple(inputs),
         tuple(root / file for file in TRANSFORMS) if transforms else (),
+        root / PAGE if page else None,
     )
     for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
         _check_writable(path.parent)
@@ -250,19 +263,18 @@ def _check_writable(folder: Path) -> None:
 
 
 def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Where a case begins: results.json of an earlier one goes, so that nobody takes that for this one's, if it fails.
+    """Where a case begins: results.json and the page of an earlier one go, so that nobody takes them for this one's.
 
     With ``images`` those of the earlier one go, too, and its transforms, but for what is one of the ``inputs`` or lies
     below them. Nothing is touched while another process writes its results there. InputError when they cannot be
     removed.
     """
-    results = root / "results.json"
     try:
         if not root.is_dir():
             return
         with _locked(root, wait=False) as ours:
-            if ours and is_own_results(results):
-                results.unlink()
+            if ours:
+                remove_own_texts(root)
             if ours and images:
                 below = [folder for path in inputs for folder in _folders_below(path)]
                 _remove_own_images([root / "images" / kind for kind in KINDS], below)
@@ -379,6 +391,18 @@ def is_own_results(path: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= OWN_ENTRIES
 
 
+def is_own_page(path: Path) -> bool:
+    """Whether it is a page that this program wrote."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    expected = f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode()
+    try:
+        with path.open("rb") as file:
+            return file.read(len(expected)) == expected
+    except OSError:
+        return False
+
+
 def _in_the_way(path: Path) -> list[Path]:
     """The images in the folder of ``path``, and whatever has that name itself."""
     others = _images(path.parent)
@@ -421,6 +445,13 @@ def _folders_below(path: Path) -> list[Path]:
     return [path, *found]
 
 
+def remove_own_texts(root: Path) -> None:
+    """results.json and report.html that this program wrote."""
+    for path, own in ((root / RESULTS, is_own_results), (root / PAGE, is_own_page)):
+        if own(path):
+            path.unlink()
+
+
 def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
     kept = _identities(but)
     for image in (image for folder in folders for image in _images(folder)):
@@ -451,8 +482,13 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     """results.json, all or nothing. NaN and ±inf become null: JSON has neither, and the platform drops them."""
     text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text + "\n")  # a lone surrogate's \udcff is valid JSON
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file in UTF-8, all or nothing; what cannot be in it is escaped."""
     with atomically(path) as file:
-        file.write(text.encode("utf-8", "backslashreplace") + b"\n")  # a lone surrogate's \udcff is valid JSON
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _plain(value: Any) -> Any:

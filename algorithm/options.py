@@ -17,6 +17,7 @@ FieldLayout = Literal["auto", "itk", "grand-challenge"]
 FieldGrid = Literal["fixed", "network"]
 Switch = Literal["on", "off"]
 Names = Literal["case", "kind"]
+Page = Literal["auto", "on", "off"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -36,6 +37,7 @@ HELP = {
     "around the fixed lungs only",
     "names": "of the images. case: both that of the fixed image; kind: with _field and _warped after it",
     "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
+    "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
 }
 
 
@@ -58,12 +60,27 @@ class Options:
     field_grid: FieldGrid = "fixed"
     names: Names = "case"
     transforms: Switch = "off"
+    report: Page = "auto"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
         with suppress(OSError):  # `inputs` says what is wrong
             return self.fixed is None and self.moving is None and (self.input / PLATFORM_FILE).exists()
         return False
+
+    def wants_page(self) -> bool:
+        """Whether report.html is written: the platform collects the files of its sockets only, and would lose it."""
+        return self.report == "on" or (self.report == "auto" and not self.on_platform())
+
+    def steps(self) -> list[str]:
+        """Of a run, by the names of the timings."""
+        refinement = [] if self.refine == "off" else ["refine"]
+        page = ["write page"] if self.wants_page() else []
+        transforms = ["write transforms"] if self.transforms == "on" else []
+        return [
+            *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality"),
+            *("write field", "write warped", *transforms, *page),
+        ]
 
     def sources(self) -> list[Path]:
         """Where the input may lie."""

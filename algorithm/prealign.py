@@ -121,7 +121,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
             "expected two scans of the same lungs"
         )
     best = _settled(coarse_fixed, coarse_moving, best, value, settings)
-    log.info("pre-alignment: from %s, objective %.4f", name, value)
+    log.debug("pre-alignment: from %s, objective %.4f", name, value)
     affine = _improved(fixed, moving, best, settings)
     if np.linalg.det(np.array(affine.matrix)) < LEAST_DETERMINANT:
         raise InputError("the pre-alignment collapsed the lungs, expected two scans of the same lungs")

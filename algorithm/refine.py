@@ -250,7 +250,8 @@ class _Level:
         optimiser = torch.optim.Adam([control], lr=settings.step_vox)
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
         value = terms = None
-        for _ in tqdm(range(steps), f"refining at {self.grid.spacing[0]:.3g} mm", disable=None, leave=False):
+        words = f"Refinement, voxels of {self.grid.spacing[0]:.1f} mm"
+        for _ in tqdm(range(steps), words, disable=None, leave=False, bar_format="{l_bar}{bar}| {elapsed}"):
             u = smoothed(control, settings.smoothing) * voxel_mm
             points = None if keypoints is None else [keypoints]
             value, terms = objective(u, control_grid, weights, self._distance(u), keypoints=points)
@@ -259,7 +260,7 @@ class _Level:
             optimiser.step()
             schedule.step()
         if terms is not None:
-            log.info("refined at %.3g mm: %s", self.grid.spacing[0], {k: round(float(v), 4) for k, v in terms.items()})
+            log.debug("refined at %.3g mm: %s", self.grid.spacing[0], {k: round(float(v), 4) for k, v in terms.items()})
         return (smoothed(control, settings.smoothing) * voxel_mm).detach()
 
     def _distance(self, displacement: Float[Tensor, "1 3 z y x"]) -> Float[Tensor, ""]:

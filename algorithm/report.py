@@ -3,7 +3,7 @@
 import logging
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,11 +11,32 @@ from . import __version__
 
 log = logging.getLogger(__name__)
 
+STAGES = {
+    "read": "Reading the scans",
+    "lungs": "Finding the lungs",
+    "prepare": "Linear pre-alignment",
+    "cascade": "Neural networks, coarse to fine",
+    "keypoints": "Finding corresponding points",
+    "minimise": "Minimising the objective",
+    "refine": "Refinement for this pair",
+    "unfold": "Repairing foldings",
+    "quality": "Measuring the quality",
+    "expected error": "Estimating the error",
+    "write field": "Writing the displacement field",
+    "write warped": "Writing the warped scan",
+    "write page": "Making the page to look at",
+}
+"""The steps of a run: names of the timings in results.json, and words for them."""
+
 
 class Report:
-    """Collects what is said during a run."""
+    """Collects what is said during a run.
 
-    def __init__(self) -> None:
+    ``steps`` are the names of those that will come: `timed` counts along them, for people.
+    """
+
+    def __init__(self, steps: Sequence[str] = ()) -> None:
+        self._steps = list(steps)
         self._started = time.monotonic()
         self._values: dict[str, Any] = {"version": __version__}
         self._timings: dict[str, float] = {}
@@ -32,11 +53,19 @@ class Report:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the time that the body takes to the timing ``name``."""
-        log.info("%s ...", name)
+        """Adds the time that the body takes to the timing ``name``; says when it begins, and what it took."""
+        words = self._numbered(name)
+        log.info("%s ...", words, extra={"passing": True})
         start = time.monotonic()
         yield
-        self._timings[name] = self._timings.get(name, 0.0) + time.monotonic() - start
+        seconds = time.monotonic() - start
+        log.info("%s: %.1f s", words, seconds, extra={"instead": True})
+        self._timings[name] = self._timings.get(name, 0.0) + seconds
+
+    def _numbered(self, name: str) -> str:
+        """The step in words, and which of how many it is where that is known."""
+        words = STAGES.get(name, name)
+        return f"[{self._steps.index(name) + 1}/{len(self._steps)}] {words}" if name in self._steps else words
 
     def to_dict(self) -> dict[str, Any]:
         """results.json."""

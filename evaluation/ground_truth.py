@@ -1,4 +1,5 @@
-"""The ground truth of one case, a folder. All files are optional but the landmarks or the lobes.
+"""The ground truth of one case, a folder. All files are optional, but one of them must be there (not only
+``case.json``); without landmarks and lobes, only the field itself is measured and shown.
 
 ==========================================  =============================================================
 ``fixed_landmarks.csv moving_landmarks.csv``  x, y, z in mm (LPS), a header line; row i of both is one landmark;
@@ -26,7 +27,7 @@ from .landmarks import find_landmarks, read_landmarks
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What there is of a case: landmarks, labels, or both."""
+    """What there is of a case: landmarks, labels, both, or only what a field is shown on."""
 
     fixed_landmarks_mm: Float[np.ndarray, "n 3"] | None
     moving_landmarks_mm: Float[np.ndarray, "m 3"] | None
@@ -52,12 +53,15 @@ class GroundTruth:
 
 
 def read_ground_truth(folder: Path) -> GroundTruth:
-    """The files of one case. CaseError when one is broken, or one of a pair missing, or both pairs."""
+    """The files of one case. CaseError when one is broken, or one of a pair missing, or all are."""
     fixed_points, moving_points = _pair(*(find_landmarks(folder, role) for role in ("fixed", "moving")))
     fixed_file, moving_file = _pair(*(_image(folder, name) for name in ("fixed_lobes", "moving_lobes")))
-    if not fixed_points and not fixed_file:
-        raise CaseError(f"{folder.name} has neither landmarks (fixed_landmarks.csv) nor lobes (fixed_lobes.mha)")
     mask_file = find_image(folder, "fixed_lung_mask")
+    if not (fixed_points or fixed_file or mask_file or find_image(folder, "fixed")):
+        raise CaseError(
+            f"{folder.name} has neither landmarks (fixed_landmarks.csv) nor lobes (fixed_lobes.mha), a lung mask "
+            "(fixed_lung_mask.mha) or the fixed scan (fixed.mha), expected one of them"
+        )
     fixed_labels, moving_labels, lung_mask = (
         None if file is None else read_labels(file) for file in (fixed_file, moving_file, mask_file)
     )

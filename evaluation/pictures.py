@@ -15,11 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 from jaxtyping import Bool, Float, UInt8
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 from matplotlib.lines import Line2D
+
+from resultpages.colours import CT, DIFFERENCE, FOLDED_RGB, VOLUME, over
 
 from .fields import axes_of
 from .images import find_image, read_image
@@ -28,12 +27,6 @@ from .jacobian import FOLDED, jacobian_determinant
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d")
 """Of the evaluations, in turn."""
 BEFORE = "#888888"
-VOLUME = TwoSlopeNorm(vcenter=1.0, vmin=0.0, vmax=3.0)
-"""The range of Jacobian determinants in colour: yellow is 1, no change of volume, as in the paper."""
-FOLDING = (0.85, 0.0, 0.85)
-"""The colour of foldings."""
-CT_HU = (-1000.0, 200.0)
-DIFFERENCE_HU = (-500.0, 500.0)
 MOST_PIXELS = 420
 """Along the longer side of a slice."""
 
@@ -115,18 +108,6 @@ def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: s
     axes.set_ylabel(axis_title)
     if len(groups) > 1:
         _legend(axes, entries)
-    return figure
-
-
-def colour_bar() -> Figure:
-    """What the colours of `Slices.jacobian` mean."""
-    figure = Figure(figsize=(4.6, 0.8), layout="constrained")
-    colours = mpl.colormaps["Spectral"].with_extremes(under=FOLDING)
-    bar = figure.colorbar(
-        ScalarMappable(VOLUME, colours), cax=figure.add_subplot(), orientation="horizontal", extend="both"
-    )
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1, 2, 3])
-    bar.set_label("volume in the moving image / in the fixed image")
     return figure
 
 
@@ -233,38 +214,25 @@ def panels(slices: Slices) -> dict[str, UInt8[np.ndarray, "z x 3"]]:
     fixed, moving, warped = slices.fixed, slices.moving, slices.warped
     found: dict[str, np.ndarray] = {}
     if fixed is not None:
-        found["fixed F"] = _grey(fixed, CT_HU)
+        found["fixed F"] = CT.rgb(fixed)
     if moving is not None and warped is not None:
-        found |= {"moving M": _grey(moving, CT_HU), "warped M(y)": _grey(warped, CT_HU)}
+        found |= {"moving M": CT.rgb(moving), "warped M(y)": CT.rgb(warped)}
         if fixed is not None:
-            found["before: F − M"] = _grey(fixed - moving, DIFFERENCE_HU)
-            found["after: F − M(y)"] = _grey(fixed - warped, DIFFERENCE_HU)
+            found["before: F − M"] = DIFFERENCE.rgb(fixed - moving)
+            found["after: F − M(y)"] = DIFFERENCE.rgb(fixed - warped)
     return found | {"Jacobian determinant": jacobian_overlay(slices)}
 
 
 def jacobian_overlay(slices: Slices) -> UInt8[np.ndarray, "z x 3"]:
-    """Fig. 6: the determinant in colour inside the lungs, over the fixed image; foldings in magenta."""
+    """Fig. 6, in colours that all can tell apart: the determinant inside the lungs, over the fixed image.
+
+    White is 1, no change of volume; foldings are magenta.
+    """
     shape = slices.determinant.shape
-    grey = np.full((*shape, 3), 64, np.uint8) if slices.fixed is None else _grey(slices.fixed, CT_HU)
-    colour = 255 * mpl.colormaps["Spectral"](VOLUME(slices.determinant))[..., :3]
-    picture = np.where(slices.inside[..., None], 0.35 * grey + 0.65 * colour, grey)
-    folded = slices.inside & ~(slices.determinant > FOLDED)
-    picture[folded] = 255 * np.array(FOLDING)
-    rounded: np.ndarray = np.round(picture).astype(np.uint8)
-    return rounded
-
-
-def _grey(values: Float[np.ndarray, "z x"], window: tuple[float, float]) -> UInt8[np.ndarray, "z x 3"]:
-    low, high = window
-    grey = np.round(255 * np.clip((values - low) / (high - low), 0, 1)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
-
-
-def jpeg(picture: UInt8[np.ndarray, "z x 3"]) -> str:
-    """A picture as the address of an image: it holds all its bytes."""
-    buffer = io.BytesIO()
-    imsave(buffer, picture, format="jpg", pil_kwargs={"quality": 88})
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    grey = np.full((*shape, 3), 64, np.uint8) if slices.fixed is None else CT.rgb(slices.fixed)
+    picture = over(grey, VOLUME.rgb(slices.determinant), slices.inside, 0.65)
+    picture[slices.inside & ~(slices.determinant > FOLDED)] = FOLDED_RGB
+    return picture
 
 
 def read_scan(folder: Path, name: str) -> sitk.Image | None:

@@ -21,6 +21,8 @@ def remarks(field: sitk.Image, truth: GroundTruth, errors: LandmarkErrors | None
     error after registration that is hardly smaller than before (`HARDLY`), with what would make it half as large.
     """
     found = [f"label {label} is only in {where}: null, in none of the means" for label, where in truth.lone_labels]
+    if errors is None and truth.fixed_labels is None:
+        found.append("there are neither landmarks nor lobes: only the field's foldings and volume changes are measured")
     found += _labels_outside(field, truth)
     fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
     if errors is None or fixed_mm is None or moving_mm is None:

@@ -10,23 +10,25 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from resultpages import render
+from resultpages.charts import colour_bar
+from resultpages.colours import VOLUME
+from resultpages.pictures import Picture, picture
+
 from .cases import Case, find_cases
 from .errors import CaseError, exit_code
 from .evaluate import aggregate, aggregate_all, read_case
-from .page import page
 from .pictures import (
     box_plots,
-    colour_bar,
     coronal_slices,
     cumulative_errors,
-    jpeg,
     panels,
     read_scan,
     svg,
@@ -43,8 +45,46 @@ FAILED_COUNT = (
     "folding as it is, or 100 % where there is no field that can be read, and its SDlogJ then as the worst of all. A "
     "case whose ground truth cannot be used counts nowhere."
 )
+BY_LABEL = ("dice", "asd_mm", "hd_mm", "hd95_mm")
+RATIOS = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.5)
+"""Ticks of the Jacobian determinant."""
 SHOWN_WORST = 3
 """Cases that are shown in pictures, besides the median one."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """A figure that a reader looks for first."""
+
+    name: str
+    value: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts; the first cell of a line names it."""
+
+    heads: list[str]
+    lines: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is written in a table that sorts, and what it is sorted by."""
+
+    text: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A case in pictures, or why there are none."""
+
+    name: str
+    why: str
+    pictures: list[Picture] = field(default_factory=list)
+    trouble: str = ""
 
 
 def write_page(
@@ -58,141 +98,122 @@ def write_page(
 
     Images (HU) of a case are ``images/<case>/fixed.*`` and ``moving.*``, or those in its ground truth.
     """
-    results = metrics["results"]
-    aggregates = metrics.get("aggregates_all") or metrics["aggregates"]
-    body = [
-        _head(metrics),
-        _failures(results),
-        _remarks(results),
-        _cards(aggregates),
-        _summary(metrics["aggregates"], metrics.get("aggregates_all")),
-        _charts(results, landmarks),
-        _worst(results),
-        _pictures(results, cases, images),
-        _case_table(results),
-        _definitions(aggregates),
-    ]
     path = out / "report.html"
-    write_text(path, page("Registration report", "\n".join(body)))
+    write_text(path, page_of(metrics, landmarks, _pictures(metrics["results"], cases, images)))
     log.info("%s: %.1f MB", path, path.stat().st_size / 1e6)
     return path
+
+
+def page_of(metrics: dict[str, Any], landmarks: pd.DataFrame, shown: list[Pictured]) -> str:
+    """The page's text. What is of no use for a single case is left out: deviations, ranks, boxes of one value."""
+    results = metrics["results"]
+    aggregates, over_all = metrics["aggregates"], metrics.get("aggregates_all")
+    known = [quantity for quantity in QUANTITIES if any(quantity.of(result) is not None for result in results)]
+    summaries = _summaries(aggregates, over_all)
+    return render(
+        "evaluation.html.j2",
+        scripts=["sort.js"],
+        title="Registration report",
+        lead=_lead(aggregates),
+        failed=[(r["case"], str(r["error"])) for r in results if r.get("error")],
+        failed_count=FAILED_COUNT,
+        remarks=[(r["case"], str(remark)) for r in results for remark in r.get("remarks") or []],
+        cards=_cards(over_all or aggregates),
+        summaries=summaries,
+        none_left=aggregates["cases"] == aggregates["failed"],
+        labels=_labels(results) if len(results) == 1 else None,
+        charts=_charts(results, landmarks),
+        worst=_worst(results),
+        pictured=shown,
+        volume_bar=colour_bar(VOLUME, "Volume in the moving image / in the fixed image", RATIOS, digits=2),
+        case_heads=["case", *(q.title for q in known), *(["error"] if aggregates["failed"] else [])]
+        if len(results) > 1
+        else [],
+        case_lines=[(r["case"], [_cell(q, r) for q in known], str(r.get("error") or "")) for r in results],
+        definitions=_definitions(over_all or aggregates),
+    )
 
 
 # --- in words and numbers --------------------------------------------------------------------------------------------
 
 
-def _head(metrics: dict[str, Any]) -> str:
-    cases, failed = metrics["aggregates"]["cases"], metrics["aggregates"]["failed"]
-    text = f"{cases} {'case' if cases == 1 else 'cases'}, " + (f"{failed} of them failed" if failed else "none failed")
-    return f'<h1>Registration report</h1>\n<p class="dim">{text}. Tables scroll sideways where they are wide.</p>'
+def _lead(aggregates: dict[str, Any]) -> str:
+    cases, failed = aggregates["cases"], aggregates["failed"]
+    return f"{cases} {'case' if cases == 1 else 'cases'}, " + (
+        f"{failed} of them failed." if failed else "none failed."
+    )
 
 
-def _failures(results: Sequence[dict[str, Any]]) -> str:
-    failed = [f"<li><b>{escape(r['case'])}</b>: {escape(str(r['error']))}</li>" for r in results if r.get("error")]
-    if not failed:
-        return ""
-    title = "Failed, and in the figures over all cases only:"
-    return f'<div class="failed"><b>{title}</b><ul>{"".join(failed)}</ul></div>'
-
-
-def _remarks(results: Sequence[dict[str, Any]]) -> str:
-    """Of all cases, in their order."""
-    lines = [(r["case"], remark) for r in results for remark in r.get("remarks") or []]
-    if not lines:
-        return ""
-    entries = "".join(f"<li><b>{escape(case)}</b>: {escape(str(remark))}</li>" for case, remark in lines)
-    return f'<div class="failed"><b>To be looked at:</b><ul>{entries}</ul></div>'
-
-
-def _cards(aggregates: dict[str, Any]) -> str:
-    """The figures that a reader looks for first."""
+def _cards(aggregates: dict[str, Any]) -> list[Card]:
     cards = []
     for key in ("tre_mm", "dice", "asd_mm", "hd95_mm", "folding_percent"):
         of, quantity = aggregates.get(key) or {}, OF[key]
         if of.get("mean") is not None:
+            spread = [] if aggregates["cases"] == 1 else [f"± {quantity.text(of['std'])}"]
             value = f"{quantity.text(of['mean'])} {quantity.unit}"
-            remark = f"± {quantity.text(of['std'])}<br>{_remark(key, aggregates)}"
-            cards.append(f'<div class="card">{quantity.name}<b>{value}</b><span class="dim">{remark}</span></div>')
-    return f'<div class="cards">{"".join(cards)}</div>'
+            cards.append(Card(quantity.name, value, ", ".join([*spread, *_remark(key, aggregates)])))
+    return cards
 
 
-def _remark(key: str, aggregates: dict[str, Any]) -> str:
+def _remark(key: str, aggregates: dict[str, Any]) -> list[str]:
     quantity, of = OF[key], aggregates[key]
     if key == "tre_mm":
-        return f"before: {quantity.text(aggregates['tre_initial_mm']['mean'])}"
+        return [f"before: {quantity.text(aggregates['tre_initial_mm']['mean'])}"]
+    if aggregates["cases"] == 1:
+        return []
     if key == "folding_percent":
-        return f"largest: {quantity.text(of['max'])}"
-    return f"30 % worst: {quantity.text(of['worst30'])}"
+        return [f"largest: {quantity.text(of['max'])}"]
+    return [f"30 % worst: {quantity.text(of['worst30'])}"]
 
 
-def _summary(aggregates: dict[str, Any], over_all: dict[str, Any] | None) -> str:
-    """Two tables where cases failed."""
-    rows = _summary_rows(aggregates)
-    all_rows = _summary_rows(over_all) if over_all and aggregates["failed"] else []
-    if not rows and not all_rows:
-        return "<h2>Summary</h2><p>No case could be evaluated.</p>"
-    columns = ("n", "mean", "std", "median", "min", "max", "30 % worst")
-    if not all_rows:
-        return f"<h2>Summary</h2>{_table(('over the cases', *columns), rows)}"
-    tables = _table(("over all cases", *columns), all_rows)
-    if rows:
-        tables += f"<p></p>{_table(('over those that did not fail', *columns), rows)}"
-    else:
-        tables += "<p>No case could be evaluated.</p>"
-    return f"<h2>Summary</h2><p>{FAILED_COUNT}</p>{tables}"
+def _summaries(aggregates: dict[str, Any], over_all: dict[str, Any] | None) -> list[Table]:
+    """Over all cases and over those that did not fail, where some failed; one table where none did."""
+    if not (over_all and aggregates["failed"]):
+        return _summary("over the cases", aggregates)
+    return _summary("over all cases", over_all) + _summary("over those that did not fail", aggregates)
 
 
-def _summary_rows(aggregates: dict[str, Any]) -> list[str]:
-    columns = ("mean", "std", "median", "min", "max", "worst30")
-    rows = []
+def _summary(title: str, aggregates: dict[str, Any]) -> list[Table]:
+    """None where there is nothing to tell; of a single case, its values."""
+    names = ["mean", "std", "median", "min", "max", "worst30"]
+    heads = [title, "n", "mean", "std", "median", "min", "max", "30 % worst"]
+    if aggregates["cases"] == 1:
+        heads, names = ["of the case", "value"], ["mean"]
+    lines = []
     for quantity in QUANTITIES:
         of = aggregates.get(quantity.key) or {}
         if of.get("mean") is not None:
-            cells = "".join(f"<td>{quantity.text(of.get(name))}</td>" for name in columns)
-            rows.append(f"<tr><td>{quantity.title}</td><td>{of.get('n', '–')}</td>{cells}</tr>")
-    return rows
+            number = [] if len(names) == 1 else [str(of.get("n", "–"))]
+            lines.append([quantity.title, *number, *(quantity.text(of.get(name)) for name in names)])
+    return [Table(heads, lines)] if lines else []
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], kind: str = "") -> str:
-    """Heads and rows are HTML. The table scrolls sideways, by keyboard too, where it is wider than the page."""
-    head, body = "".join(f"<th>{name}</th>" for name in heads), "".join(rows)
-    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'
+def _labels(results: Sequence[dict[str, Any]]) -> Table | None:
+    """Of a single case: what box plots show of several."""
+    by_label = {key: values_by_label(results, key) for key in BY_LABEL}
+    labels = list(dict.fromkeys(label for of in by_label.values() for label in of))
+    if not labels:
+        return None
+    lines = [
+        [label, *(OF[key].text(of[label][0] if label in of else None) for key, of in by_label.items())]
+        for label in labels
+    ]
+    return Table(["label", *(OF[key].title for key in BY_LABEL)], lines)
 
 
-def _case_table(results: Sequence[dict[str, Any]]) -> str:
-    """One row per case; a click on a column's head sorts."""
-    shown = [q for q in QUANTITIES if any(q.of(result) is not None for result in results)]
-    failed = any(result.get("error") for result in results)
-    titles = ["case", *(q.title for q in shown), *(["error"] if failed else [])]
-    heads = [f'<button type="button">{title}</button>' for title in titles]
-    rows = []
-    for result in results:
-        name, error = escape(result["case"]), escape(str(result.get("error") or ""))
-        cells = [f'<td data-value="{name}" title="{name}">{name}</td>', *(_cell(q, result) for q in shown)]
-        cells += [f'<td class="error" data-value="{error}">{error}</td>'] if failed else []
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    table = _table(heads, rows, "sortable")
-    return f'<h2>All cases</h2><p class="dim">A click on a column’s head sorts.</p>{table}'
-
-
-def _cell(quantity: Quantity, result: dict[str, Any]) -> str:
+def _cell(quantity: Quantity, result: dict[str, Any]) -> Cell:
     value = quantity.of(result)
-    return f'<td data-value="{"" if value is None else repr(value)}">{quantity.text(value)}</td>'
+    return Cell(quantity.text(value), "" if value is None else repr(value))
 
 
-def _worst(results: Sequence[dict[str, Any]]) -> str:
+def _worst(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
     """For every quantity that ranks, the worst cases."""
-    rows = []
+    found = []
     for quantity in QUANTITIES:
         ranked = _worst_first(results, quantity) if quantity.better else []
         if len({value for _, value in ranked}) > 1:
-            worst = ranked[:SHOWN_WORST]
-            cells = "".join(f"<td><b>{quantity.text(v)}</b><br>{escape(name)}</td>" for name, v in worst)
-            rows.append(f"<tr><td>{quantity.title}</td>{cells}</tr>")
-    if not rows:
-        return ""
-    return f"<h2>Worst cases</h2>{_table(('', 'worst', '2nd', '3rd'), rows)}"
+            found.append((quantity.title, [(name, quantity.text(value)) for name, value in ranked[:SHOWN_WORST]]))
+    return found
 
 
 def _worst_first(results: Sequence[dict[str, Any]], quantity: Quantity) -> list[tuple[str, float]]:
@@ -202,41 +223,46 @@ def _worst_first(results: Sequence[dict[str, Any]], quantity: Quantity) -> list[
     return sorted(known, key=lambda pair: pair[1], reverse=quantity.better != "higher")
 
 
-def _definitions(aggregates: dict[str, Any]) -> str:
-    shown = [q for q in QUANTITIES if (aggregates.get(q.key) or {}).get("mean") is not None]
-    entries = "".join(f"<dt>{q.title}</dt><dd>{q.definition}</dd>" for q in shown)
+def _definitions(aggregates: dict[str, Any]) -> list[tuple[str, str]]:
+    known = {q.key for q in QUANTITIES if (aggregates.get(q.key) or {}).get("mean") is not None}
+    if "folding_percent_all" in known:
+        known.add("folding_percent")  # whose definition it refers to
+    shown = [(q.title, q.definition) for q in QUANTITIES if q.key in known]
+    if aggregates["cases"] == 1:
+        return shown
     general = (
-        "<dt>Over the cases</dt><dd>Every case counts once. Standard deviations divide by n. “30 % worst” is the mean "
-        "over the 30 % of the cases with the worst values, rounded up; for Dice, the paper’s Dice30. "
-        f"{FAILED_COUNT}</dd>"
+        "Every case counts once. Standard deviations divide by n. “30 % worst” is the mean over the 30 % of the cases "
+        f"with the worst values, rounded up; for Dice, the paper’s Dice30. {FAILED_COUNT}"
     )
-    return f"<h2>Definitions</h2><dl>{entries}{general}</dl>"
+    return [*shown, ("Over the cases", general)]
 
 
 # --- in pictures -----------------------------------------------------------------------------------------------------
 
 
-def _figure(source: str, caption: str) -> str:
-    return f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
-
-
-def _charts(results: Sequence[dict[str, Any]], landmarks: pd.DataFrame) -> str:
+def _charts(results: Sequence[dict[str, Any]], landmarks: pd.DataFrame) -> list[Picture]:
+    """No box of a single value: of one case, `_labels` tells."""
     found = []
     if len(landmarks):
         after, before = (landmarks[name].to_numpy(float) for name in ("tre_mm", "tre_initial_mm"))
-        chart = cumulative_errors({"after": after}, before)
-        found.append(_figure(svg(chart), f"Landmarks within a distance, {len(landmarks)} in all"))
-    for key in ("dice", "asd_mm", "hd_mm", "hd95_mm"):
+        chart = svg(cumulative_errors({"after": after}, before))
+        found.append(_chart(chart, f"Landmarks within a distance, {len(landmarks)} in all"))
+    for key in BY_LABEL:
         by_label = values_by_label(results, key)
-        if by_label:
-            chart = box_plots({"after": by_label}, OF[key].title)
-            found.append(_figure(svg(chart), f"{OF[key].name} of every case, by label"))
-    return f'<h2>Distributions</h2><div class="charts">{"".join(found)}</div>' if found else ""
+        if any(len(values) > 1 for values in by_label.values()):
+            chart = svg(box_plots({"after": by_label}, OF[key].title))
+            found.append(_chart(chart, f"{OF[key].name} of every case, by label"))
+    return found
+
+
+def _chart(source: str, caption: str) -> Picture:
+    return Picture(source, caption, caption)
 
 
 def pictured(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The cases to show, and why: the median one and the worst, by landmarks, or by labels where there are none."""
-    quantity = next((q for q in (OF["tre_mm"], OF["dice"]) if any(q.of(r) is not None for r in results)), None)
+    """The cases to show, and why: the median one and the worst, by landmarks, else by labels, else by foldings."""
+    by = (OF["tre_mm"], OF["dice"], OF["std_log_jacobian"], OF["folding_percent_all"])
+    quantity = next((q for q in by if any(q.of(r) is not None for r in results)), None)
     if quantity is None:
         return []
     ranked = _worst_first(results, quantity)
@@ -250,36 +276,23 @@ def pictured(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
     return described
 
 
-def _pictures(results: Sequence[dict[str, Any]], cases: Sequence[Case], images: Path | None) -> str:
+def _pictures(results: Sequence[dict[str, Any]], cases: Sequence[Case], images: Path | None) -> list[Pictured]:
     """Coronal slices of the chosen cases."""
     by_name = {case.name: case for case in cases}
-    sections = [
-        f"<h3>{escape(name)} <span class='dim'>({why})</span></h3>{_panels(by_name[name], images)}"
-        for name, why in pictured(results)
-        if name in by_name
-    ]
-    if not sections:
-        return ""
-    bar = f'<figure class="bar"><img src="{svg(colour_bar())}" alt="colours of the Jacobian determinant"></figure>'
-    text = (
-        "Coronal slices where the lungs are largest, the patient’s right on the left; images from -1000 to 200 HU, "
-        "differences from -500 to 500 HU. The Jacobian determinant is shown inside the lung mask (without one: inside "
-        "the fixed labels, and without these everywhere), foldings (0 or less) in magenta."
-    )
-    return f'<h2>Pictures</h2><p class="dim">{text}</p>{bar}{"".join(sections)}'
+    return [_panels(by_name[name], why, images) for name, why in pictured(results) if name in by_name]
 
 
-def _panels(case: Case, images: Path | None) -> str:
+def _panels(case: Case, why: str, images: Path | None) -> Pictured:
     """The pictures of a case, or the reason why there are none."""
     try:
-        truth, field = read_case(case)
+        truth, displacement = read_case(case)
         folder = case.ground_truth if images is None else images / case.ground_truth.name
-        slices = coronal_slices(field, truth.lungs, read_scan(folder, "fixed"), read_scan(folder, "moving"))
-        figures = [_figure(jpeg(picture), title) for title, picture in panels(slices).items()]
+        scans = read_scan(folder, "fixed"), read_scan(folder, "moving")
+        shown = panels(coronal_slices(displacement, truth.lungs, *scans))
+        return Pictured(case.name, why, [picture(pixels, title, title) for title, pixels in shown.items()])
     except (CaseError, RuntimeError, OSError, np.linalg.LinAlgError) as error:
         log.warning("%s: no pictures: %s", case.name, error)
-        return f'<p class="dim">No pictures: {escape(str(error))}</p>'
-    return f'<div class="panels">{"".join(figures)}</div>'
+        return Pictured(case.name, why, trouble=str(error))
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

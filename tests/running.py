@@ -39,10 +39,11 @@ sys.exit(call_main(*sys.argv[1:]))
 def call_main(*arguments: object) -> int:
     """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse.
 
-    Without refinement unless the arguments ask for it, and then a coarse one.
+    Without refinement unless the arguments ask for it, and then a coarse one; without a page unless they ask for it.
     """
-    if not any(str(argument).startswith("--refine") for argument in arguments):
-        arguments = (*arguments, "--refine=off")
+    for option, value in (("--refine", "off"), ("--report", "off")):
+        if not any(str(argument).startswith(option) for argument in arguments):
+            arguments = (*arguments, f"{option}={value}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
         patch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))

@@ -66,6 +66,7 @@ def test_every_option_of_the_container_but_its_folders_is_understood(
         "field_grid": "network",
         "names": "case",
         "transforms": "off",
+        "report": "off",
     }
     assert {entry.name for entry in fields(Options)} - values.keys() == {"input", "output", "fixed", "moving"}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
@@ -174,6 +175,6 @@ def test_every_package_of_the_algorithm_and_the_evaluation_is_in_the_wheel() -> 
     folders = {tool["package-dir"].get(name, name) for name in tool["packages"]} | {
         f"algorithm/{name.removeprefix('lungreg.')}" for name in tool["packages"] if name.startswith("lungreg.")
     }
-    for top in ("algorithm", "evaluation", "imagefiles"):
+    for top in ("algorithm", "evaluation", "imagefiles", "resultpages"):
         found = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / top).rglob("*.py")}
         assert found <= folders

@@ -519,9 +519,23 @@ def test_memory_is_estimated_from_headers(folders: Path) -> None:
     assert _case_bytes(replace(case, field=large)) == BYTES_PER_VOXEL * math.prod(SIZE)
 
 
-def test_neither_landmarks_nor_lobes_is_an_error_of_that_case(folders: Path) -> None:
+def test_without_landmarks_and_lobes_the_field_is_measured_all_the_same(folders: Path) -> None:
+    """Where there is a mask or a scan to show it on."""
+    truth = folders / "ground_truth" / "case_1"
     for name in ("fixed_landmarks.csv", "moving_landmarks.csv", "fixed_lobes.mha", "moving_lobes.mha"):
-        break_truth(folders / "ground_truth" / "case_1", name, None)
+        break_truth(truth, name, None)
+    result, landmarks = evaluate_case(case_in(folders, "case_1"))
+    assert result["error"] is None and len(landmarks) == 0
+    assert result["tre_mm"]["mean"] is None and result["dice"] == {"mean": None}
+    assert result["folding_percent"] == 0 and result["jacobian_min"] > 0
+    assert [remark for remark in result["remarks"] if "neither landmarks nor lobes" in remark]
+    assert result["counted"]["std_log_jacobian"] == result["std_log_jacobian"]
+
+
+def test_an_empty_ground_truth_is_an_error_of_that_case(folders: Path) -> None:
+    truth = folders / "ground_truth" / "case_1"
+    for path in truth.iterdir():
+        path.unlink()
     result, _ = evaluate_case(case_in(folders, "case_1"))
     assert "neither landmarks" in result["error"] and "nor lobes" in result["error"]
 

@@ -16,21 +16,22 @@ import pytest
 import SimpleITK as sitk
 
 from evaluation.cases import Case
+from evaluation.evaluate import aggregate, evaluate_case
 from evaluation.fields import write_learn2reg
 from evaluation.pictures import (
     BEFORE,
-    FOLDING,
     Slices,
     box_plots,
     coronal_slices,
     cumulative_errors,
     jacobian_overlay,
-    jpeg,
     panels,
     svg,
     values_by_label,
 )
 from evaluation.report import main, pictured, write_page
+from resultpages.colours import FOLDED_RGB
+from resultpages.pictures import jpeg
 
 ROTATED = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 """Index axes along -y, -z, x: rows of coronal slices are along the first one."""
@@ -132,7 +133,7 @@ def test_folded_pixels_are_magenta_inside_the_lungs_only() -> None:
     determinant = np.array([[1.0, -0.5], [0.0, -0.5]])
     inside = np.array([[True, True], [True, False]])
     picture = jacobian_overlay(Slices(determinant, inside))
-    magenta = np.round(255 * np.array(FOLDING))
+    magenta = np.array(FOLDED_RGB)
     is_magenta = np.abs(picture.astype(float) - magenta).max(axis=-1) <= 1
     np.testing.assert_array_equal(is_magenta, [[False, True], [True, False]])
 
@@ -161,8 +162,12 @@ def test_jpeg_holds_the_picture() -> None:
     head, data = jpeg(picture).split(",")
     assert head == "data:image/jpeg;base64"
     read = matplotlib.image.imread(io.BytesIO(base64.b64decode(data)), format="jpg")
+    assert read.shape == (16, 24)  # one channel where all are the same
+    np.testing.assert_allclose(read[:, [2, 20]], picture[:, [2, 20], 0], atol=4)
+    picture[..., 0] = 100
+    read = matplotlib.image.imread(io.BytesIO(base64.b64decode(jpeg(picture).split(",")[1])), format="jpg")
     assert read.shape == (16, 24, 3)
-    np.testing.assert_allclose(read[:, [2, 20]], picture[:, [2, 20]], atol=4)
+    np.testing.assert_allclose(read[:, [2, 20]], picture[:, [2, 20]], atol=6)
 
 
 def test_cumulative_curve_passes_through_the_quantiles() -> None:
@@ -243,12 +248,44 @@ def test_page_of_a_case(folder: Path) -> None:
     path = write_page(metrics_of([result("a", 4.25)]), landmark_table(), [case], folder)
     page = read(path)
     assert path == folder / "report.html"
-    for text in ("1 case, none failed", "TRE (mm)", "7.77", "4.25", "Jacobian determinant", "Definitions", "Dice30"):
+    for text in ("1 case, none failed", "TRE (mm)", "7.77", "4.25", "Jacobian determinant", "Definitions"):
         assert text in page.text, text
     sources = [a["src"] for tag, a in page.tags if tag == "img"]
     assert sum(s.startswith("data:image/jpeg") for s in sources if s) == 6
-    assert sum(s.startswith("data:image/svg") for s in sources if s) == 3  # landmarks, Dice, colours
+    assert sum(s.startswith("data:image/svg") for s in sources if s) == 1  # landmarks
     assert not list(folder.glob(".*"))
+
+
+def test_a_single_case_has_values_and_no_boxes_ranks_or_deviations(folder: Path) -> None:
+    case = Case("a", folder / "a.mha", folder / "truth" / "a")
+    text = read(write_page(metrics_of([result("a", 4.25)]), landmark_table(), [case], folder)).text
+    assert "By label" in text and "0.900" in text and "0.800" in text
+    for absent in ("of every case", "All cases", "Worst cases", "±", "30 % worst: "):
+        assert absent not in text, absent
+
+
+def test_several_cases_have_boxes(tmp_path: Path) -> None:
+    page = read(write_page(metrics_of([result("a", 4.25), result("b", 5.0)]), landmark_table(), [], tmp_path))
+    assert (
+        "Dice30" in page.text
+        and "Dice of every case, by label" in page.text
+        and "All cases" in page.text
+        and "By label" not in page.text
+    )
+    assert sum((a["src"] or "").startswith("data:image/svg") for tag, a in page.tags if tag == "img") == 2
+
+
+def test_a_case_without_landmarks_and_lobes_has_pictures(folder: Path) -> None:
+    truth = folder / "truth" / "a"
+    for name in ("fixed_lobes.mha", "moving_lobes.mha"):
+        (truth / name).unlink()
+    case = Case("a", folder / "a.mha", truth)
+    alone, _ = evaluate_case(case)
+    assert alone["error"] is None
+    metrics = {"results": [alone], "aggregates": aggregate([alone])}
+    page = read(write_page(metrics, pd.DataFrame(), [case], folder))
+    assert sum((a["src"] or "").startswith("data:image/jpeg") for tag, a in page.tags if tag == "img") == 6
+    assert "neither landmarks nor lobes" in page.text and "SDlogJ" in page.text
 
 
 def test_page_loads_nothing_and_runs_only_its_script(folder: Path) -> None:

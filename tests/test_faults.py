@@ -222,7 +222,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path, options: Options) -> None:
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stderr is not None
-        assert any(line.startswith("lungs") for line in process.stdout)
+        assert any("Finding the lungs" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
     assert process.returncode == 130
@@ -250,7 +250,7 @@ def test_two_runs_at_once_into_one_folder_leave_the_whole_of_the_last(
 ) -> None:
     output = tmp_path / "out"
     first = Running(tmp_path / "first", options(output), Fault("warped_slabs", tmp_path / "go")).until("paused")
-    second = Running(tmp_path / "second", options(output, "other")).until("quality ...")
+    second = Running(tmp_path / "second", options(output, "other")).until("[6/8] Measuring the quality ...")
     time.sleep(1.0)  # it wants to write now
     (tmp_path / "go").touch()
     assert (first.ended(), second.ended()) == (0, 0), first.said() + second.said()

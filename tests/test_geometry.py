@@ -699,7 +699,7 @@ def test_warp_image_far_outside_is_all_fill() -> None:
 # --- where the conventions are kept ----------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("algorithm", "imagefiles", "phantom", "training")
+FOLDERS = ("algorithm", "imagefiles", "phantom", "resultpages", "training")
 
 
 def sources(*folders: str) -> list[Path]:
@@ -734,6 +734,7 @@ def test_simpleitk_is_used_at_the_door_only() -> None:
 def test_imports_go_one_way() -> None:
     forbidden = {
         "imagefiles": {"algorithm", "phantom", "training", "evaluation", "tests", "torch"},
+        "resultpages": {"algorithm", "phantom", "training", "evaluation", "tests", "torch"},
         "algorithm": {"phantom", "training", "evaluation", "tests"},
         "evaluation": {"algorithm", "phantom", "training", "tests", "torch"},
         "phantom": {"training", "evaluation", "tests"},

@@ -369,9 +369,10 @@ def test_a_link_to_nothing(tmp_path: Path, read: Callable[[Path], object]) -> No
 def test_each_image_holds_its_package_and_the_reader(dockerfile: str, package: str) -> None:
     """And what is copied is not ignored."""
     copied = re.findall(r"(?m)^COPY (\S+)", (ROOT / dockerfile).read_text())
-    assert {source.split("/")[0] for source in copied} & {"algorithm", "evaluation", "imagefiles"} == {
+    assert {source.split("/")[0] for source in copied} & {"algorithm", "evaluation", "imagefiles", "resultpages"} == {
         package,
         "imagefiles",
+        "resultpages",
     }
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert set(copied) <= allowed and all(list(ROOT.glob(source)) for source in copied)

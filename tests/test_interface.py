@@ -14,6 +14,7 @@ from algorithm.errors import InputError
 from algorithm.geometry import Grid
 from algorithm.images import write_image_slabs
 from algorithm.interface import (
+    PAGE_MARK,
     Inputs,
     field_layout,
     find_inputs,
@@ -236,6 +237,7 @@ def test_prepare_outputs_makes_nothing(tmp_path):
     assert outputs.displacement_field == tmp_path / "out/images/displacement-field/case.1.mha"
     assert outputs.warped_moving == tmp_path / "out/images/warped-moving/case.1.mha"
     assert outputs.results == tmp_path / "out/results.json"
+    assert outputs.page is None and prepare_outputs(tmp_path, "case", page=True).page == tmp_path / "report.html"
     assert not list(tmp_path.iterdir())
 
 
@@ -280,6 +282,7 @@ def write_case(root: Path) -> None:
     write_result(root, FIELD)
     write_result(root, WARPED)
     (root / "results.json").write_text(json.dumps(RESULTS))
+    (root / "report.html").write_text(f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->\n<html></html>")
 
 
 def read_and_write(path: Path) -> None:
@@ -308,6 +311,15 @@ FOREIGN = {
         root.mkdir(exist_ok=True),
         (root / "results.json").write_text('{"version": 2}'),
     ),
+    "a page of another program": lambda root: touch(root, "report.html"),
+    "a page of another program, HTML": lambda root: (
+        root.mkdir(exist_ok=True),
+        (root / "report.html").write_text(f"<!DOCTYPE html>\n<html>{PAGE_MARK}</html>"),
+    ),
+    "a link to a page": lambda root: (
+        write_case(root / "elsewhere"),
+        (root / "report.html").symlink_to(root / "elsewhere" / "report.html"),
+    ),
 }
 
 
@@ -317,7 +329,7 @@ def test_what_this_program_did_not_write_is_refused_and_stays(tmp_path, kind):
     before = whole(tmp_path)
     withdraw(tmp_path, images=True)
     with pytest.raises(InputError, match=r"was not written by this program, .* expected another folder"):
-        prepare_outputs(tmp_path, "case")
+        prepare_outputs(tmp_path, "case", page=True)
     assert whole(tmp_path) == before
     with sole_image(tmp_path / "images/warped-moving/new.mha") as path:  # it came while the case was computed
         path.write_bytes(b"new")
@@ -328,7 +340,14 @@ def test_what_this_program_wrote_is_no_obstacle(tmp_path):
     write_case(tmp_path)
     write_result(tmp_path, "images/displacement-field/another case.mha")
     touch(tmp_path, "images/displacement-field/notes.txt", "images/warped-moving/.hidden.mha", "notes.mha")
+    prepare_outputs(tmp_path, "case", page=True)
+
+
+def test_another_page_is_no_obstacle_where_none_is_wanted(tmp_path):
+    touch(tmp_path, "report.html")
     prepare_outputs(tmp_path, "case")
+    withdraw(tmp_path)
+    assert (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("way", ["itself", "link", "hard link", "relative"])
@@ -387,7 +406,7 @@ def test_nothing_is_withdrawn_while_another_run_writes(tmp_path):
     with sole_writer(tmp_path):
         write_case(tmp_path)
         withdraw(tmp_path, images=True)
-        assert whole(tmp_path).keys() == {FIELD, WARPED, "results.json"}
+        assert whole(tmp_path).keys() == {FIELD, WARPED, "results.json", "report.html"}
     withdraw(tmp_path, images=True)
     assert whole(tmp_path) == {}
 

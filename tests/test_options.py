@@ -21,13 +21,13 @@ def test_without_options_it_runs_as_the_platform_wants_it() -> None:
 
 def test_every_field_is_an_option_with_a_help_text() -> None:
     assert {entry.name for entry in fields(Options)} == HELP.keys()
-    choices = ("device", "refine", "field_layout", "field_grid", "names", "transforms")
+    choices = ("device", "refine", "field_layout", "field_grid", "names", "transforms", "report")
     paths = {name: f"/some/{name}" for name in HELP if name not in choices}
     arguments = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
     arguments += ["--device", "cpu", "--refine=off", "--field-layout", "itk", "--field-grid=network"]
-    options = parse([*arguments, "--names=kind", "--transforms=on"])
+    options = parse([*arguments, "--names=kind", "--transforms=on", "--report=on"])
     assert {name: str(getattr(options, name)) for name in paths} == paths
-    assert tuple(getattr(options, name) for name in choices) == ("cpu", "off", "itk", "network", "kind", "on")
+    assert tuple(getattr(options, name) for name in choices) == ("cpu", "off", "itk", "network", "kind", "on", "on")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,7 @@ def test_every_field_is_an_option_with_a_help_text() -> None:
         (["--device=nonsense"], "--device: invalid choice: 'nonsense'"),
         (["--field-layout=ants"], "--field-layout: invalid choice: 'ants'"),
         (["--field-grid=moving"], "--field-grid: invalid choice: 'moving'"),
+        (["--report=yes"], "--report: invalid choice: 'yes'"),
         (["--output"], "--output"),
         (["--out=x"], "--out=x"),  # no abbreviations: they would change their meaning with the next option
         (["--fixed=a.mha"], "--moving is missing"),
@@ -67,6 +68,14 @@ def test_help_says_every_default_there_is(capfd: pytest.CaptureFixture[str]) -> 
     text = re.sub(r"\s+", " ", capfd.readouterr().out)
     for default in ("/input", "/output", "auto", "full"):
         assert f"(default: {default})" in text
+
+
+def test_the_page_is_left_out_on_the_platform_and_where_it_is_not_wanted(tmp_path: Path) -> None:
+    assert Options(input=tmp_path).wants_page() and Options(input=tmp_path).steps()[-1] == "write page"
+    assert not Options(input=tmp_path, report="off").wants_page()
+    (tmp_path / "inputs.json").touch()
+    assert not Options(input=tmp_path).wants_page() and "write page" not in Options(input=tmp_path).steps()
+    assert Options(input=tmp_path, report="on").wants_page()
 
 
 def test_files_from_options() -> None:

@@ -1,6 +1,7 @@
 """results.json: version, weights, device, timings, quality figures, memory, warnings."""
 
 import hashlib
+import io
 import logging
 import math
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from algorithm import __version__
+from algorithm.errors import Progress
 from algorithm.interface import write_results
 from algorithm.registration import choose_device
 from algorithm.report import Report
@@ -114,3 +116,42 @@ def test_written_numbers_are_finite_and_in_their_range(written: dict[str, Any]) 
     assert after["lung_dice"] > before["lung_dice"] > 0.8
     assert after["mask_distance"] < before["mask_distance"]
     assert 0 < after["inconsistency_mm"] < after["inconsistency_p95_mm"]
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    """A stream that says what it is."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_steps_are_numbered_and_timed(terminal: bool) -> None:
+    """Each a line when it begins and one when it ends; on a terminal the second takes the place of the first."""
+    stream, log = Terminal(terminal), logging.getLogger("algorithm.report")
+    handler, report = Progress(stream), Report(["read", "lungs"])
+    log.addHandler(handler)
+    level = log.level
+    log.setLevel(logging.INFO)
+    try:
+        with report.timed("read"):
+            pass
+        with report.timed("lungs"):
+            report.warn("Odd.")
+        with report.timed("another"):
+            handler.end_line()
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    read, lungs = "[1/2] Reading the scans", "[2/2] Finding the lungs"
+    clear, wait = ("\r\x1b[2K", "") if terminal else ("", "\n")
+    assert stream.getvalue() == (
+        f"{read} ...{wait}{clear}{read}: 0.0 s\n{lungs} ...\nOdd.\n{lungs}: 0.0 s\nanother ...\nanother: 0.0 s\n"
+    )

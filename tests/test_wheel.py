@@ -1,6 +1,7 @@
 """A wheel in a fresh environment, used from another folder: nothing of the repository is found there."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,7 +14,7 @@ import pytest
 from algorithm import __version__
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("algorithm", "evaluation", "imagefiles", "weights")
+FOLDERS = ("algorithm", "evaluation", "imagefiles", "resultpages", "weights")
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -55,14 +56,14 @@ def test_the_wheel_holds_weights_and_licence_and_no_more_than_it_should(wheel: P
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     tops = {name.split("/")[0] for name in names}
-    assert tops == {"lungreg", "imagefiles", f"lung_registration-{__version__}.dist-info"}
+    assert tops == {"lungreg", "imagefiles", "resultpages", f"lung_registration-{__version__}.dist-info"}
     bundled = {name for name in names if name.startswith("lungreg/bundled_weights/")}
     assert {name.rpartition("/")[2] for name in bundled} == {"cascade.safetensors", "manifest.json", "README.md"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     sources = {f.relative_to(ROOT).as_posix() for top in FOLDERS for f in (ROOT / top).rglob("*.py")}
-    places = (("evaluation/", "lungreg/evaluation/"), ("algorithm/", "lungreg/"), ("imagefiles/", "imagefiles/"))
-    expected = {new + source.removeprefix(old) for source in sources for old, new in places if source.startswith(old)}
-    assert {name for name in names if name.endswith(".py")} == expected
+    renamed = {re.sub("^algorithm/", "lungreg/", re.sub("^evaluation/", "lungreg/evaluation/", f)) for f in sources}
+    assert {name for name in names if name.endswith(".py")} == renamed
+    assert {"resultpages/static/style.css", "resultpages/templates/registration.html.j2"} <= names
 
 
 def test_the_command_knows_its_version_and_all_commands(environment: Path) -> None:

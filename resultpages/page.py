@@ -1,0 +1,57 @@
+"""A page from a template. Whatever a value holds is text: it is escaped."""
+
+import base64
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+FOLDER = Path(__file__).parent
+
+
+def render(template: str, *, scripts: Sequence[str] = (), run_later: Sequence[str] = (), **values: Any) -> str:
+    """The text of a page: a whole HTML document.
+
+    ``template`` and ``scripts`` are names in ``templates/`` and ``static/``. The page's policy lets it load nothing,
+    and run nothing but its scripts and those of ``run_later``: texts that a script takes from the page itself.
+    """
+    sources = [static(name) for name in scripts]
+    hashes = " ".join(f"'sha256-{_digest(source)}'" for source in (*sources, *run_later)) or "'none'"
+    policy = (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src {hashes}"
+    )
+    return (
+        _environment()
+        .get_template(template)
+        .render(policy=policy, style=static("style.css"), scripts=sources, **values)
+    )
+
+
+@functools.cache
+def static(name: str) -> Markup:
+    """A file of ours in ``static/``: style or script, for the inside of an element of that kind."""
+    text = (FOLDER / "static" / name).read_text(encoding="utf-8")
+    if "</" in text:
+        raise ValueError(f"{name} holds '</', which would end its element")
+    return Markup(text)
+
+
+def _digest(source: str) -> str:
+    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment
