@@ -1,30 +1,40 @@
 """Writes the results; the field is checked for folding on its way into the file."""
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .determinant import DeterminantStatistics, checked
 from .errors import first_line
 from .expected_error import ExpectedError
 from .folding import unfold
-from .geometry import Grid
+from .geometry import Grid, slabs
 from .images import Layout, write_field, write_image_slabs
 from .interface import (
     PAGE_MARK,
     Outputs,
+    remove_own_image,
     remove_own_texts,
+    remove_own_transforms,
     result_mark,
     sole_image,
     sole_writer,
     write_results,
     write_text,
 )
+from .inverse import framed, inverse, residual_mm
 from .lungs import LungMask
 from .prepare import Subject
 from .report import Report
 from .summary import figures, in_words
 from .transform import Transform
+from .transformfiles import write_inverse, write_transform
 from .view import Pair
 
 log = logging.getLogger(__name__)
@@ -55,28 +65,41 @@ def deliver(
     field_grid: FieldGrid = "fixed",
     expected: ExpectedError | None = None,
 ) -> None:
-    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, the page where one is
-    wanted, with the ``expected`` error where there is one, and results.json.
+    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, where they are wanted
+    the transforms for other programs and the page; the ``expected`` error where there is one; and results.json.
 
     The field is checked for folding on the grid that it is written on.
     """
     with sole_writer(outputs.results.parent):
         outputs.check()  # again: something may have come in the meantime
-        remove_own_texts(
-            outputs.results.parent
-        )  # of an earlier run; results.json comes last: it says that all is there
+        # of an earlier run; results.json comes last: it says that all is there
+        remove_own_texts(outputs.results.parent)
         with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
             transform = write_unfolded(path, written, transform, fixed.lungs, layout, report)
         with report.timed("write warped"), sole_image(outputs.warped_moving, outputs.inputs) as path:
             warped, dtype = transform.warped_slabs(moving.image, grid), moving.image.voxels.dtype
             write_image_slabs(path, grid, warped, dtype, result_mark(path))
+        if expected is None:
+            remove_own_image(outputs.expected_error, outputs.inputs)
+        else:
+            with report.timed("write expected error"), sole_image(outputs.expected_error, outputs.inputs) as path:
+                write_error(path, grid if field_grid == "fixed" else expected.grid, expected)
+        remove_own_transforms(outputs.results.parent, (*outputs.inputs, *outputs.transforms))
+        if outputs.transforms:
+            with report.timed("write transforms"):
+                report.set(inverse_residual_mm=write_both_ways(outputs, transform, fixed.lungs, moving.lungs))
         report.set(**figures(fixed, moving, transform))
         if outputs.page is not None:
             write_page(outputs.page, Pair(fixed, moving, transform, expected), report)
         write_results(outputs.results, report.to_dict())
     for line in in_words(report.to_dict(), outputs):
         log.info(line)
+
+
+def write_error(path: Path, grid: Grid, expected: ExpectedError) -> None:
+    """The expected error (mm, float32) on ``grid``; -1 where nothing is said."""
+    write_image_slabs(path, grid, (expected.at(slab) for slab in slabs(grid)), torch.float32, result_mark(path))
 
 
 def write_page(path: Path, pair: Pair, report: Report) -> None:
@@ -96,7 +119,22 @@ def write_page(path: Path, pair: Pair, report: Report) -> None:
 def write_unfolded(
     path: Path, grid: Grid, transform: Transform, lungs: LungMask, layout: Layout, report: Report
 ) -> Transform:
-    """Writes the field on ``grid``; the transform as it was written.
+    """Writes the field on ``grid``; the transform as it was written, see `unfolded`."""
+
+    def write(slabs: Iterator[Float[Tensor, "1 3 d y x"]]) -> None:
+        write_field(path, grid, slabs, layout, result_mark(path))
+
+    return unfolded(grid, transform, lungs, report, write)
+
+
+def unfolded(
+    grid: Grid,
+    transform: Transform,
+    lungs: LungMask,
+    report: Report,
+    write: Callable[[Iterator[Float[Tensor, "1 3 d y x"]]], None],
+) -> Transform:
+    """The transform whose field on ``grid`` is passed to ``write`` in slabs, repaired where it folds there.
 
     det(I + ∇u) of every voxel is taken on the way. Where it is ≤ 0 although the field does not fold on its own grid
     (a coarse output grid takes differences over several voxels), the field is smoothed there and written again. What
@@ -104,8 +142,7 @@ def write_unfolded(
     """
     for attempt in range(ATTEMPTS):
         statistics = DeterminantStatistics()
-        slabs = checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics)
-        write_field(path, grid, slabs, layout, result_mark(path))
+        write(checked(transform.field_slabs(grid), grid, lungs.mask, lungs.grid, statistics))
         if statistics.fine or attempt == ATTEMPTS - 1:
             break
         repaired, changed = unfold(
@@ -120,3 +157,16 @@ def write_unfolded(
     if statistics.folded:
         report.warn(f"The field folds at {statistics.folded} of {statistics.voxels} voxels; the repair failed.")
     return transform
+
+
+def write_both_ways(
+    outputs: Outputs, transform: Transform, fixed_lungs: LungMask, moving_lungs: LungMask
+) -> dict[str, float]:
+    """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
+    there, back = outputs.transforms
+    whole = framed(transform)
+    undo = inverse(whole, moving_lungs)
+    write_transform(there, whole, fixed_lungs)
+    write_inverse(back, undo, moving_lungs)
+    rest = residual_mm(whole, undo, moving_lungs)
+    return {"mean": float(rest.mean()), "p99": float(np.quantile(rest, 0.99)), "max": float(rest.max())}

@@ -1,12 +1,14 @@
 """How far a field is probably from the truth, in mm at every place of the lungs, estimated without knowing it.
 
-Both directions are registered on their own, so they make different mistakes: how far they lie apart says how large these
-are. With d the distance (mm) of the forward field from the inverse of the backward one, and e the error,
+Both directions are registered on their own, so they make different mistakes: how far they lie apart says how large
+these are. With d the distance (mm) of the forward field from the inverse of the backward one, and e the error,
 
-    E[e] + c = exp(w₀) (d + c)^w₁ (d around + c)^w₂ (d in the lungs + c)^w₃,    c = 0.1 mm,
+    E[e] + c = exp(w₀) (d around + c)^w₁ (d in the lungs + c)^w₂,    c = 0.1 mm,
 
-where "around" is the mean over `AROUND`³ voxels, some 2 cm, and the last one the mean over the lungs. The four numbers
-come with the weights; `training.expected_error` fits them on simulated pairs, whose field is known exactly.
+where "around" is the mean over `AROUND`³ voxels, some 2 cm, and the last one the mean over the lungs. The three numbers
+come with the weights; `training.expected_error` fits them on simulated pairs, whose field is known exactly. Nothing
+else that was tried told more on real pairs: d at the voxel, the fit of the images, structure, the field's derivatives,
+the distance from the pleura.
 
 Nothing is said outside the lungs, nor where the moving image does not show them.
 """
@@ -38,17 +40,16 @@ NOT_KNOWN_MM = -1.0
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """w₀ to w₃ of the module."""
+    """w₀, w₁ and w₂ of the module."""
 
     constant: float
-    here: float
     around: float
     lungs: float
 
-    def __call__(self, features: Float[Tensor, "3 z y x"]) -> Float[Tensor, "z y x"]:
+    def __call__(self, features: Float[Tensor, "2 z y x"]) -> Float[Tensor, "z y x"]:
         """The expected error in mm."""
-        weights = torch.tensor([self.here, self.around, self.lungs], dtype=features.dtype)
-        logarithm = self.constant + torch.tensordot(weights, features, 1)
+        weights = torch.tensor([self.around, self.lungs], dtype=features.dtype)
+        logarithm: Tensor = self.constant + torch.tensordot(weights, features, 1)
         return (logarithm.exp() - OFFSET_MM).clamp(0, MOST_MM)
 
 
@@ -68,7 +69,7 @@ class ErrorModels:
             one, other = ({k: float(v) for k, v in values[name].items()} for name in ("cascade", "refined"))
             return cls(ErrorModel(**one), ErrorModel(**other))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError("the manifest's expected_error is incomplete, expected four numbers for each") from error
+            raise InputError("the manifest's expected_error is incomplete, expected three numbers for each") from error
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ def expected_error(
 
 def features(
     disagreement_mm: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"]
-) -> Float[Tensor, "3 z y x"]:
-    """Logarithms of d, of its mean around and in the lungs, each with the offset."""
+) -> Float[Tensor, "2 z y x"]:
+    """Logarithms of the mean of d around and in the lungs, each with the offset."""
     counted = disagreement_mm * known
     around = box_sum(counted, AROUND) / box_sum(known, AROUND).clamp(min=1)
     everywhere = (counted.sum() / known.sum().clamp(min=1)).expand_as(counted)
-    return (torch.cat([disagreement_mm, around, everywhere], dim=1)[0] + OFFSET_MM).log()
+    return (torch.cat([around, everywhere], dim=1)[0] + OFFSET_MM).log()
 
 
 def warnings(figures: dict[str, float | None]) -> list[str]:

@@ -1,8 +1,9 @@
 """The door: scans, masks and fields read from files, checked, and written.
 
-Only here and in `algorithm.dicom` is SimpleITK used. Files are read by `imagefiles`, as in the evaluation; here their
-content is checked for being a chest. Writing is our own: a MetaImage header and raw little-endian slabs, because
-SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3 float32) is 3 GB.
+Only here, in `algorithm.dicom`, and where a program holds images (`given`, `api`, `apply`) is SimpleITK used. Files are
+read by `imagefiles`, as in the evaluation; here their content is checked for being a chest. Writing is our own: a
+MetaImage header and raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3
+float32) is 3 GB.
 """
 
 import math
@@ -90,6 +91,14 @@ def read_image(path: Path) -> Image:
     return Image(voxels[None, None], grid, path, remarks)
 
 
+def image_from(values: Shaped[np.ndarray, "z y x"], grid: Grid, name: str) -> Image:
+    """The same from values in memory; ``name`` stands for them in messages and results."""
+    path = Path(name)
+    checked = _chest_grid(path, grid.size, grid.spacing, grid.origin, np.array(grid.direction))
+    voxels, remarks = _values(path, values)
+    return Image(voxels[None, None], checked, path, remarks)
+
+
 def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
     """Where a mask, on its own grid, is above 0.5; InputError as in `read_image`, and when it is nowhere.
 
@@ -101,6 +110,27 @@ def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
     if not mask.any():
         raise InputError(f"{path}: the mask has no voxel above {MASK_ABOVE}, expected some")
     return mask, grid
+
+
+def read_volume(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
+    """A 3-D scalar image of any type, with its values as they are stored; InputError as in `read_image`, but that it
+    need not be one of a chest."""
+    reader = _open(path)
+    size = reader.GetSize()
+    if len(size) < 3 or any(n != 1 for n in size[3:]) or reader.GetNumberOfComponents() != 1:
+        raise InputError(
+            f"{path}: has size {size} and {reader.GetNumberOfComponents()} component(s), expected a 3-D scalar image"
+        )
+    grid = _grid(path, *_geometry(reader))
+    return _voxels(path, reader).reshape(grid.shape), grid
+
+
+def read_grid(path: Path) -> Grid:
+    """Where the voxels of a 3-D image lie, from its header, or those of a DICOM series in a folder."""
+    if _is_folder(path):
+        series = find_series(path)
+        return _grid(path, series.size, series.spacing, series.origin, series.direction)
+    return _grid(path, *_geometry(_open(path)))
 
 
 def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:

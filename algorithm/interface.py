@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 from torch import Tensor
 
@@ -22,13 +23,20 @@ from imagefiles import ENDINGS, ending
 from .dicom import holds_dicom
 from .errors import InputError
 from .images import PARTIAL, Layout, atomically
+from .inputs import PLATFORM_FILE as PLATFORM_FILE
+from .inputs import Inputs as Inputs
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
 REQUIRED = ("fixed", "moving")
-PLATFORM_FILE = "inputs.json"
-KINDS = ("displacement-field", "warped-moving")
+KINDS = ("displacement-field", "warped-moving", "expected-error")
 """The folders of the results in images/."""
+SUFFIXES = ("_field", "_warped")
+"""What their names may end in, so that both can lie in one folder."""
+TRANSFORMS = ("transform.h5", "inverse.h5")
+"""For other programs, beside results.json: from the fixed to the moving scan, and back."""
+TRANSFORM_MARK = "Comment"
+"""The attribute of such a file that says who wrote it; ITK does not look at it."""
 RESULTS, PAGE = "results.json", "report.html"
 PAGE_MARK = "written by lung-registration as report.html"
 """The comment in the second line of every page that this program writes."""
@@ -40,22 +48,6 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """The files of one case; a scan may also be a folder with a DICOM series."""
-
-    fixed: Path
-    moving: Path
-    fixed_mask: Path | None = None
-    moving_mask: Path | None = None
-    platform: bool = False
-    """Whether grand-challenge.org's inputs.json named them."""
-
-    def paths(self) -> tuple[Path, ...]:
-        """All that are there."""
-        return tuple(path for path in (self.fixed, self.moving, self.fixed_mask, self.moving_mask) if path)
-
-
-@dataclass(frozen=True)
 class Outputs:
     """The files that one case is written to."""
 
@@ -64,15 +56,24 @@ class Outputs:
     results: Path
     inputs: tuple[Path, ...] = ()
     """Of the case: neither removed nor written over, wherever they lie."""
+    transforms: tuple[Path, ...] = ()
+    """Those of `TRANSFORMS`, or none."""
     page: Path | None = None
     """report.html; None where it is not wanted."""
+
+    @property
+    def expected_error(self) -> Path:
+        """Beside the field, in a folder of its own."""
+        return self.displacement_field.parent.parent / KINDS[2] / self.displacement_field.name
 
     def check(self) -> None:
         """InputError where a result would take the place of a file that is none of this program's, or an input."""
         kept = _identities(self.inputs)
-        for image in (self.displacement_field, self.warped_moving):
+        for image in (self.displacement_field, self.warped_moving, self.expected_error):
             for other in _in_the_way(image):
                 _check_replaceable(other, kept, is_own_image(other))
+        for transform in filter(_exists, self.transforms):
+            _check_replaceable(transform, kept, is_own_transform(transform))
         if _exists(self.results):
             _check_replaceable(self.results, kept, is_own_results(self.results))
         if self.page is not None and _exists(self.page):
@@ -226,8 +227,16 @@ def _listing(root: Path, limit: int = 8) -> str:
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
-def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), page: bool = False) -> Outputs:
-    """Where the results of the case ``name`` go. Makes nothing yet, so that a run that fails leaves nothing behind.
+def prepare_outputs(
+    root: Path,
+    name: str,
+    inputs: Iterable[Path] = (),
+    page: bool = False,
+    transforms: bool = False,
+    suffixes: bool = False,
+) -> Outputs:
+    """Where the results of the case ``name`` go, with page, `TRANSFORMS` and `SUFFIXES` if they are wanted. Makes
+    nothing, so that a run that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
     any time is spent on the registration.
@@ -235,13 +244,14 @@ def prepare_outputs(root: Path, name: str, inputs: Iterable[Path] = (), page: bo
     if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
         raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
     outputs = Outputs(
-        root / "images" / KINDS[0] / f"{name}.mha",
-        root / "images" / KINDS[1] / f"{name}.mha",
+        root / "images" / KINDS[0] / f"{name}{SUFFIXES[0] if suffixes else ''}.mha",
+        root / "images" / KINDS[1] / f"{name}{SUFFIXES[1] if suffixes else ''}.mha",
         root / RESULTS,
         tuple(inputs),
+        tuple(root / file for file in TRANSFORMS) if transforms else (),
         root / PAGE if page else None,
     )
-    for path in (outputs.displacement_field, outputs.warped_moving, outputs.results):
+    for path in (outputs.displacement_field, outputs.warped_moving, outputs.expected_error, outputs.results):
         _check_writable(path.parent)
     outputs.check()
     return outputs
@@ -260,8 +270,9 @@ def _check_writable(folder: Path) -> None:
 def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
     """Where a case begins: results.json and the page of an earlier one go, so that nobody takes them for this one's.
 
-    With ``images`` those of the earlier one go, too, but for what is one of the ``inputs`` or lies below them. Nothing
-    is touched while another process writes its results there. InputError when they cannot be removed.
+    With ``images`` those of the earlier one go, too, and its transforms, but for what is one of the ``inputs`` or lies
+    below them. Nothing is touched while another process writes its results there. InputError when they cannot be
+    removed.
     """
     try:
         if not root.is_dir():
@@ -272,6 +283,7 @@ def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> N
             if ours and images:
                 below = [folder for path in inputs for folder in _folders_below(path)]
                 _remove_own_images([root / "images" / kind for kind in KINDS], below)
+                remove_own_transforms(root, below)
     except OSError as error:
         raise InputError(
             f"{root}: an earlier result cannot be removed ({error.strerror}), expected a writable folder"
@@ -289,6 +301,15 @@ def sole_image(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
         yield path
     _remove_own_images([path.parent], (*inputs, path))
     _remove_partials(path.parent)
+
+
+def remove_own_image(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Images that earlier runs wrote into the folder of ``path`` go, where this run writes none, and so does the folder
+    if nothing else is there."""
+    if path.parent.is_dir():
+        _remove_own_images([path.parent], inputs)
+        with suppress(OSError):
+            path.parent.rmdir()
 
 
 @contextmanager
@@ -353,6 +374,22 @@ def is_own_image(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(expected)) == expected
+    except OSError:
+        return False
+
+
+def transform_mark(path: Path) -> bytes:
+    """What `TRANSFORM_MARK` says in a transform that is written as ``path``; the folder may be renamed."""
+    return f"written by lung-registration as {path.name}".encode()
+
+
+def is_own_transform(path: Path) -> bool:
+    """Whether it is a transform that this program wrote under this name."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs.get(TRANSFORM_MARK) == np.bytes_(transform_mark(path)))
     except OSError:
         return False
 
@@ -435,6 +472,15 @@ def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
         if is_own_image(image) and _identities([image]).isdisjoint(kept):
             image.unlink()
             log.info("removed, the result of an earlier run: %s", image)
+
+
+def remove_own_transforms(root: Path, but: Iterable[Path] = ()) -> None:
+    """Those of an earlier run in a folder for results."""
+    kept = _identities(but)
+    for path in (root / name for name in TRANSFORMS):
+        if is_own_transform(path) and _identities([path]).isdisjoint(kept):
+            path.unlink()
+            log.info("removed, the result of an earlier run: %s", path)
 
 
 def _remove_partials(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line, made from the fields of `Options`."""
+"""What a registration can be told, once for all command lines; and that of the container, made from `Options`."""
 
 import argparse
 from contextlib import suppress
@@ -8,8 +8,16 @@ from typing import Literal, get_args, get_origin
 
 from . import __version__
 from .errors import InputError
-from .interface import PLATFORM_FILE, Inputs, find_inputs
+from .inputs import PLATFORM_FILE, Inputs
 from .serve import HOST, PORT
+
+Device = Literal["auto", "cuda", "cpu"]
+Refine = Literal["off", "fast", "full"]
+FieldLayout = Literal["auto", "itk", "grand-challenge"]
+FieldGrid = Literal["fixed", "network"]
+Switch = Literal["on", "off"]
+Names = Literal["case", "kind"]
+Page = Literal["auto", "on", "off"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -18,12 +26,17 @@ HELP = {
     "moving": "the moving image, likewise",
     "fixed_mask": "lung mask of the fixed image, on any grid; made from the HU where it is missing",
     "moving_mask": "lung mask of the moving image",
+    "fixed_lobes": "instead of a mask, another program's lobes as they are: TotalSegmentator's file with all labels or "
+    "its folder, or lungmask's file",
+    "moving_lobes": "the same of the moving image",
     "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
     "device": "auto takes the GPU when there is one",
     "refine": "minimisation of the objective for this pair, after the cascade: none, some seconds, or thorough",
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
     "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
     "around the fixed lungs only",
+    "names": "of the images. case: both that of the fixed image; kind: with _field and _warped after it",
+    "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
     "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
 }
 
@@ -38,12 +51,16 @@ class Options:
     moving: Path | None = None
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
+    fixed_lobes: Path | None = None
+    moving_lobes: Path | None = None
     weights: Path | None = None
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    refine: Literal["off", "fast", "full"] = "full"
-    field_layout: Literal["auto", "itk", "grand-challenge"] = "auto"
-    field_grid: Literal["fixed", "network"] = "fixed"
-    report: Literal["auto", "on", "off"] = "auto"
+    device: Device = "auto"
+    refine: Refine = "full"
+    field_layout: FieldLayout = "auto"
+    field_grid: FieldGrid = "fixed"
+    names: Names = "case"
+    transforms: Switch = "off"
+    report: Page = "auto"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
@@ -59,24 +76,33 @@ class Options:
         """Of a run, by the names of the timings."""
         refinement = [] if self.refine == "off" else ["refine"]
         page = ["write page"] if self.wants_page() else []
+        transforms = ["write transforms"] if self.transforms == "on" else []
         return [
-            *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality"),
-            *("write field", "write warped", *page),
+            *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality", "expected error"),
+            *("write field", "write warped", "write expected error", *transforms, *page),
         ]
 
     def sources(self) -> list[Path]:
         """Where the input may lie."""
-        given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask)
+        given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask, *self.lobes())
         return [path for path in given if path is not None]
+
+    def lobes(self) -> list[Path]:
+        """Those that are given."""
+        return [path for path in (self.fixed_lobes, self.moving_lobes) if path is not None]
 
     def inputs(self) -> Inputs:
         """The files of the case; InputError when they cannot be told."""
         if self.fixed is None and self.moving is None:
-            if self.fixed_mask or self.moving_mask:
-                raise InputError("--fixed-mask and --moving-mask need --fixed and --moving")
+            if self.fixed_mask or self.moving_mask or self.lobes():
+                raise InputError("--fixed-mask and --moving-mask, or lobes, need --fixed and --moving")
+            from .interface import find_inputs  # here: it brings torch, and --help can do without
+
             return find_inputs(self.input)
         if self.fixed is None or self.moving is None:
             raise InputError(f"--{'moving' if self.fixed else 'fixed'} is missing: --fixed and --moving go together")
+        if (self.fixed_mask and self.fixed_lobes) or (self.moving_mask and self.moving_lobes):
+            raise InputError("a mask and lobes are given for one image, expected one of them")
         return Inputs(self.fixed, self.moving, self.fixed_mask, self.moving_mask)
 
 
@@ -90,10 +116,10 @@ def parse(arguments: list[str] | None = None) -> Options:
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def parse_serve(arguments: list[str]) -> tuple[Options, int, str]:
+def parse_serve(arguments: list[str], program: str = "python -m algorithm serve") -> tuple[Options, int, str]:
     """The same for what follows ``serve``, the port, and the address of the interface to listen on."""
     parser = _parser(
-        "python -m algorithm serve",
+        program,
         "A server that registers --input into --output at each POST /invoke; GET /health says when it is ready.",
     )
     parser.add_argument("--port", type=int, default=PORT, help=f"(default: {PORT})")

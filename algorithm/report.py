@@ -24,6 +24,7 @@ STAGES = {
     "expected error": "Estimating the error",
     "write field": "Writing the displacement field",
     "write warped": "Writing the warped scan",
+    "write expected error": "Writing the expected error",
     "write page": "Making the page to look at",
 }
 """The steps of a run: names of the timings in results.json, and words for them."""

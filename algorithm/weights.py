@@ -25,6 +25,9 @@ ERRORS = "expected_error"
 PLATFORM = Path("/opt/ml/model")
 """Where grand-challenge.org unpacks an uploaded model."""
 BUNDLED = Path(__file__).parent.parent / "weights"
+"""Beside the code, in the repository and in the container."""
+INSTALLED = Path(__file__).parent / "bundled_weights"
+"""In the wheel, which knows no other folder but the package."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,11 @@ class LoadedCascade:
 
 
 def find_weights(given: Path | None) -> Path:
-    """The folder (or file in it) to load from: ``given``, else the platform's, else the bundled one."""
+    """The folder (or file in it) to load from: ``given``, else the platform's, else that beside the code, else that of
+    the installed package."""
     if given is not None:
         return given
-    return PLATFORM if (PLATFORM / MANIFEST).exists() else BUNDLED
+    return next((folder for folder in (PLATFORM, BUNDLED) if (folder / MANIFEST).exists()), INSTALLED)
 
 
 def load_cascade(path: Path) -> LoadedCascade:

@@ -29,7 +29,7 @@ from algorithm.network import CascadeSettings
 from algorithm.objective import Weights
 from algorithm.prepare import Subject, prepare, subject
 from algorithm.refine import RefineSettings, find_pair_keypoints, refine
-from algorithm.register import choose_device, finish
+from algorithm.registration import choose_device, finish
 from algorithm.report import Report
 from algorithm.transform import Transform
 

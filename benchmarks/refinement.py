@@ -22,7 +22,7 @@ from algorithm.geometry import Grid, displacement_at, jacobian_determinant
 from algorithm.images import read_image
 from algorithm.prepare import Prepared, Subject, prepare, subject
 from algorithm.refine import RefineSettings, Similarity, find_pair_keypoints, refine
-from algorithm.register import predict
+from algorithm.registration import predict
 from algorithm.report import Report
 from algorithm.weights import find_weights, load_cascade
 from benchmarks.landmarks import landmarks_mm

@@ -24,7 +24,7 @@ from algorithm.interface import prepare_outputs
 from algorithm.network import fastest_precision
 from algorithm.prepare import Subject, prepare, subjects
 from algorithm.refine import FULL, for_lungs, for_voxels, refine
-from algorithm.register import finish, predict
+from algorithm.registration import finish, predict
 from algorithm.report import Report
 from algorithm.weights import find_weights, load_cascade
 from benchmarks.forward import GFLOP, peak_gflops, seconds

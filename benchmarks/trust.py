@@ -23,7 +23,7 @@ from algorithm.images import read_image
 from algorithm.network import Cascade
 from algorithm.prepare import Prepared, Subject, prepare, subject
 from algorithm.refine import Refined, refine
-from algorithm.register import REFINE, finish, predict
+from algorithm.registration import REFINE, finish, predict
 from algorithm.report import Report
 from algorithm.weights import find_weights, load_cascade
 from benchmarks.invariance import VARIANTS, Placed, same, shown

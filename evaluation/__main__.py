@@ -48,9 +48,9 @@ def conclude(metrics: dict[str, Any]) -> None:
     print(sentence, file=sys.stderr)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: list[str] | None = None, program: str = "python -m evaluation") -> argparse.Namespace:
     """The command line; exits with code 2 and one sentence when it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(prog=program, description=__doc__, allow_abbrev=False)
     truth = Path("/opt/ml/input/data/ground_truth")
     parser.add_argument("--input", type=Path, default=Path("/input"), help="predictions.json, or a field per case")
     parser.add_argument("--ground-truth", type=Path, default=truth, help=f"a folder per case (default: {truth})")
@@ -67,10 +67,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m evaluation") -> int:
     """Runs the command line; the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    return exit_code(lambda: run(parse()))
+    return exit_code(lambda: run(parse(arguments, program)))
 
 
 if __name__ == "__main__":

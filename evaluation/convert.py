@@ -1,8 +1,9 @@
 """Converts a displacement field between formats: ``python -m evaluation.convert FIELD OUT``.
 
-FIELD and OUT are files, or EMPIRE10 folders; what they are, their names say (see `fields.py`). OUT disp_*.nii.gz or
-*.npz is Learn2Reg's, a name without an ending an EMPIRE10 folder, *.h5, *.hdf5 and *.tfm ITK's transform, any other
-ITK's image; ``--to`` says otherwise.
+FIELD and OUT are files, or EMPIRE10 folders; what they are, their names say (see `fields.py`). FIELD may also be the
+folder that a registration wrote its results into. OUT disp_*.nii.gz or *.npz is Learn2Reg's, a name without an ending
+an EMPIRE10 folder, *.h5, *.hdf5 and *.tfm ITK's transform, *.txt a parameter file for transformix, any other ITK's
+image, which ANTs takes as a warp; ``--to`` says otherwise.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from .errors import InputError, exit_code, printable
+from .exchange import write_nifti_vectors, write_transformix
 from .fields import (
     TRANSFORMS,
     is_learn2reg,
@@ -24,14 +26,23 @@ from .fields import (
     write_transform,
 )
 from .images import ENDINGS, Grid, read_grid
+from .results import is_result, result_field, transform_of
 from .tables import all_or_nothing, prepare_file, prepare_folder
 
-FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10")
+FORMATS = ("itk", "grand-challenge", "learn2reg", "empire10", "nifti", "transformix")
+NAMES = {
+    "itk": (*ENDINGS, *TRANSFORMS),
+    "grand-challenge": (".mha", ".mhd"),
+    "learn2reg": (".nii.gz", ".npz"),
+    "nifti": (".nii.gz", ".nii"),
+    "transformix": (".txt",),
+}
+"""How the names of files in a format end."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, program: str = "python -m evaluation.convert") -> int:
     """Runs the command line; the exit code."""
-    return exit_code(lambda: convert(_parser().parse_args(arguments)))
+    return exit_code(lambda: convert(_parser(program).parse_args(arguments)))
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -39,21 +50,41 @@ def convert(options: argparse.Namespace) -> None:
     out: Path = options.out
     kind = options.to or _kind(out)
     _check_name(out, kind)
+    fixed: Grid | None
+    moving: Grid | None
     fixed, moving = (None if path is None else read_grid(path) for path in (options.fixed, options.moving))
-    field = read_field(options.field, fixed, moving)
+    whole = transform_of(options.field, options.inverse) if is_result(options.field) and is_transform(out) else None
+    field, moving = (None, None) if whole else _field(options, fixed, moving)
     if kind == "empire10":
         prepare_folder(out)
     else:
         prepare_file(out)
     with all_or_nothing(out if kind == "empire10" else out.parent) as partial:
         try:
-            _write(field, kind, partial / out.name, moving, options.channels_first)
+            if field is None:
+                sitk.WriteTransform(sitk.ReadTransform(str(whole)), str(partial / out.name))
+            else:
+                _write(field, kind, partial / out.name, out.parent, moving, options.channels_first)
         except RuntimeError as error:  # SimpleITK
             raise OSError(f"{out}: cannot be written ({error})") from error
 
 
-def _write(field: sitk.Image, kind: str, path: Path, moving: Grid | None, channels_first: bool) -> None:
-    if kind == "learn2reg":
+def _field(options: argparse.Namespace, fixed: Grid | None, moving: Grid | None) -> tuple[sitk.Image, Grid | None]:
+    """The field, and the grid that it leads to, where that is known."""
+    if not is_result(options.field):
+        if options.inverse:
+            raise InputError("--inverse: expected the folder of a result in place of a field")
+        return read_field(options.field, fixed, moving), moving
+    field, other = result_field(options.field, options.inverse)
+    return field, other if moving is None else moving
+
+
+def _write(field: sitk.Image, kind: str, path: Path, to: Path, moving: Grid | None, channels_first: bool) -> None:
+    if kind == "nifti":
+        write_nifti_vectors(field, path)
+    elif kind == "transformix":
+        write_transformix(field, path, to)
+    elif kind == "learn2reg":
         write_learn2reg(field, path, moving, channels_first)
     elif kind == "empire10":
         write_empire10(field, path.parent)
@@ -68,6 +99,8 @@ def _write(field: sitk.Image, kind: str, path: Path, moving: Grid | None, channe
 def _kind(out: Path) -> str:
     if is_learn2reg(out):
         return "learn2reg"
+    if out.suffix == ".txt":
+        return "transformix"
     return "itk" if out.suffix else "empire10"
 
 
@@ -78,21 +111,20 @@ def _check_name(out: Path, kind: str) -> None:
         if out.suffix in (".npz", ".gz", *ENDINGS, *TRANSFORMS):
             raise InputError(f"{out.name}: is no name for empire10, expected that of a folder")
         return
-    itk = (*ENDINGS, *TRANSFORMS)
-    endings = {"itk": itk, "grand-challenge": (".mha", ".mhd"), "learn2reg": (".nii.gz", ".npz")}[kind]
-    if not out.name.endswith(endings):
-        raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(endings)}")
+    if not out.name.endswith(NAMES[kind]):
+        raise InputError(f"{out.name}: is no name for {kind}, expected one that ends in {', '.join(NAMES[kind])}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m evaluation.convert", description="Convert a displacement field.")
-    parser.add_argument("field", type=Path, metavar="FIELD", help="file, or EMPIRE10 folder")
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Convert a displacement field.")
+    parser.add_argument("field", type=Path, metavar="FIELD", help="file, EMPIRE10 folder, or folder of a result")
     parser.add_argument("out", type=Path, metavar="OUT", help="file, or EMPIRE10 folder")
     parser.add_argument("--to", choices=FORMATS, help="format of OUT; by default its name says")
     parser.add_argument(
         "--fixed", type=Path, metavar="IMAGE", help="any image on the fixed grid: Learn2Reg, transforms"
     )
     parser.add_argument("--moving", type=Path, metavar="IMAGE", help="the same for the moving grid, where it differs")
+    parser.add_argument("--inverse", action="store_true", help="of a result, from the moving to the fixed scan")
     parser.add_argument("--channels-first", action="store_true", help="Learn2Reg: (3, X, Y, Z), not (X, Y, Z, 3)")
     return parser
 

@@ -95,7 +95,7 @@ def axes_of(image: Grid) -> Matrix:
     return axes
 
 
-def same_grid(a: sitk.Image, b: sitk.Image) -> bool:
+def same_grid(a: Grid, b: Grid) -> bool:
     """Whether two 3-D images have the same voxels, up to a thousandth of one anywhere."""
     last = np.array([*a.GetSize()]) - 1
     corners = np.array(list(np.ndindex(2, 2, 2))) * last

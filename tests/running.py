@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from algorithm.__main__ import main
 from algorithm.prealign import PrealignSettings
 from algorithm.prepare import PrepareSettings, prepare
-from algorithm.register import REFINE
+from algorithm.registration import REFINE
 from tests.golden_check import landmark_errors_mm, read_only_image
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, deformed=(30, 20)))
@@ -46,7 +46,7 @@ def call_main(*arguments: object) -> int:
             arguments = (*arguments, f"{option}={value}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
-        patch.setattr("algorithm.register.prepare", functools.partial(prepare, settings=COARSE))
+        patch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
         for name, settings in list(REFINE.items()):
             patch.setitem(REFINE, name, replace(settings, spacing_mm=(16.0, 8.0), steps=(15, 15)))
         try:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from algorithm.deliver import FieldGrid, deliver, write_unfolded
+from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, jacobian_determinant, validity
 from algorithm.images import Image, Layout, read_field, read_image
-from algorithm.interface import prepare_outputs
+from algorithm.interface import TRANSFORMS, prepare_outputs
 from algorithm.lungs import LungMask
 from algorithm.prepare import Subject
 from algorithm.report import Report
@@ -166,3 +167,46 @@ def test_folding_is_checked_and_repaired_on_the_grid_that_is_written(tmp_path: P
     write_unfolded(tmp_path / "u.mha", COARSE, transform, LUNGS, "itk", report)
     assert smallest_written(tmp_path / "u.mha") > 0
     assert report.to_dict()["jacobian"]["voxels"] == COARSE.size[0] * COARSE.size[1] * COARSE.size[2]
+
+
+# --- transforms for other programs -----------------------------------------------------------------------------------
+
+
+def transforms_delivered(folder: Path, transform: Transform) -> Report:
+    """The same with transform.h5 and inverse.h5."""
+    subject, report = Subject(Image(noise(), OUTPUT, folder), LUNGS), Report()
+    deliver(prepare_outputs(folder, "a", transforms=True), OUTPUT, transform, subject, subject, "itk", report)
+    return report
+
+
+def test_the_transforms_are_those_of_the_written_field(tmp_path: Path) -> None:
+    """After its repair; SimpleITK takes both there and back."""
+    report = transforms_delivered(tmp_path, Transform(spikes(), COARSE, AFFINE))
+    field, grid = read_field(next((tmp_path / "images" / "displacement-field").glob("*.mha")))
+    there, back = (sitk.ReadTransform(str(tmp_path / name)) for name in TRANSFORMS)
+    inside = within_outermost_centres(OUTPUT, COARSE)
+    index = np.argwhere(inside)[::37, ::-1]
+    for (x, y, z), point in zip(index, grid.to_world(index), strict=True):
+        moved = np.array(there.TransformPoint(point.tolist()))
+        np.testing.assert_allclose(moved - point, field[0, :, z, y, x].numpy(), atol=2e-3)
+        assert np.linalg.norm(np.array(back.TransformPoint(moved.tolist())) - point) < 1.0  # it was noise
+    residual = report.to_dict()["inverse_residual_mm"]
+    assert 0 < residual["mean"] < residual["p99"] <= residual["max"] < 5
+
+
+def test_a_run_without_transforms_takes_those_of_an_earlier_one_away(tmp_path: Path) -> None:
+    smooth = Transform(smooth_field(COARSE, 3.0, torch.Generator().manual_seed(0)), COARSE, AFFINE)
+    transforms_delivered(tmp_path, smooth)
+    assert all((tmp_path / name).exists() for name in TRANSFORMS)
+    delivered(tmp_path, smooth, "fixed")
+    assert not any((tmp_path / name).exists() for name in TRANSFORMS)
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_another_program_is_refused_before_anything_is_computed(tmp_path: Path, name: str) -> None:
+    sitk.WriteTransform(sitk.TranslationTransform(3), str(tmp_path / name))
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InputError, match="was not written by this program"):
+        prepare_outputs(tmp_path, "a", transforms=True)
+    delivered(tmp_path, Transform(torch.zeros(1, 3, *COARSE.shape), COARSE), "fixed")  # which asks for none
+    assert (tmp_path / name).read_bytes() == before

@@ -388,7 +388,7 @@ def test_empire10_fields_that_do_not_fit(tmp_path: Path) -> None:
 def test_convert_there_and_back(tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.mha"
     sitk.WriteImage(blank(OBLIQUE), str(fixed))
-    names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd", "d.h5", "e.tfm", "f.hdf5", "g.nii.gz"]
+    names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd", "d.h5", "e.tfm", "f.hdf5", "h.nii.gz"]
     write_itk(noise(OBLIQUE), tmp_path / names[0])
     for source, target in itertools.pairwise(names):
         extra = ["--to", "grand-challenge"] if target == "four/b.mha" else []
@@ -418,7 +418,11 @@ def test_convert_leaves_no_half_field(tmp_path: Path, monkeypatch: pytest.Monkey
     ("arguments", "words"),
     [
         (["missing.mha", "b.mha"], "missing.mha cannot be read"),
-        (["a.mha", "b.txt"], "b.txt: is no name for itk"),
+        (["a.mha", "b.dcm"], "b.dcm: is no name for itk"),
+        (["a.mha", "b.txt", "--to", "itk"], "b.txt: is no name for itk"),
+        (["a.mha", "b.mha", "--to", "transformix"], "b.mha: is no name for transformix"),
+        (["a.mha", "b.mha", "--to", "nifti"], "b.mha: is no name for nifti"),
+        (["a.mha", "b.mha", "--inverse"], "--inverse: expected the folder of a result"),
         (["a.mha", "folder.mha"], "folder.mha: is a folder"),
         (["a.mha", "a.mha/b.mha"], "a.mha: cannot be written"),
         (["a.mha", "a", "--fixed", "b\udcff.mha"], "b.*: its path is not in UTF-8"),

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-import algorithm.register
+import algorithm.registration
 from algorithm.errors import InputError
 from algorithm.network import CascadeSettings
 from algorithm.prepare import prepare
-from algorithm.register import choose_device
+from algorithm.registration import choose_device
 from algorithm.report import Report
 from algorithm.weights import load_cascade
 from baselines import ruehaak
@@ -123,15 +123,15 @@ def test_a_gpu_that_fails_later(
     device: str,
 ) -> None:
     """It has code for the first convolution, but not for all. The user who asked for it is told, once."""
-    whole = getattr(algorithm.register, step)
+    whole = getattr(algorithm.registration, step)
 
     def fails_there(*arguments: Any) -> object:
         if any(on_gpu(a) or getattr(a, "type", "") == "cuda" for a in arguments):
             raise NO_KERNEL
         return whole(*arguments)
 
-    monkeypatch.setattr(algorithm.register, "fastest_precision", lambda _: torch.float32)
-    monkeypatch.setattr(algorithm.register, step, fails_there)
+    monkeypatch.setattr(algorithm.registration, "fastest_precision", lambda _: torch.float32)
+    monkeypatch.setattr(algorithm.registration, step, fails_there)
     options = pair_options(example, tmp_path / "out", small_weights)
     with pretended_gpu():
         code = call_main(*options, "--refine=fast", f"--device={device}")
@@ -156,8 +156,8 @@ def test_single_precision_is_single_precision() -> None:
 def test_a_whole_run(
     tmp_path: Path, example: Path, small_weights: Path, refinement: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("algorithm.register.fastest_precision", lambda _: torch.float32)
-    monkeypatch.setattr("algorithm.register.pays", lambda: False)  # the CPU goes the GPU's way, to compare
+    monkeypatch.setattr("algorithm.registration.fastest_precision", lambda _: torch.float32)
+    monkeypatch.setattr("algorithm.registration.pays", lambda: False)  # the CPU goes the GPU's way, to compare
     monkeypatch.setattr("algorithm.refine.applies", lambda *_: False)
     cpu, gpu = tmp_path / "cpu", tmp_path / "gpu"
     assert call_main(*pair_options(example, cpu, small_weights), f"--refine={refinement}") == 0

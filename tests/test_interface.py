@@ -226,6 +226,12 @@ def test_a_folder_that_cannot_be_searched_is_said(tmp_path, as_nobody, closed, f
 # --- output ----------------------------------------------------------------------------------------------------------
 
 
+def test_names_that_say_what_the_images_are(tmp_path):
+    outputs = prepare_outputs(tmp_path, "a", suffixes=True)
+    assert outputs.displacement_field == tmp_path / "images" / "displacement-field" / "a_field.mha"
+    assert outputs.warped_moving == tmp_path / "images" / "warped-moving" / "a_warped.mha"
+
+
 def test_prepare_outputs_makes_nothing(tmp_path):
     outputs = prepare_outputs(tmp_path / "out", "case.1")
     assert outputs.displacement_field == tmp_path / "out/images/displacement-field/case.1.mha"

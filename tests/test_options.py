@@ -21,13 +21,13 @@ def test_without_options_it_runs_as_the_platform_wants_it() -> None:
 
 def test_every_field_is_an_option_with_a_help_text() -> None:
     assert {entry.name for entry in fields(Options)} == HELP.keys()
-    choices = ("device", "refine", "field_layout", "field_grid", "report")
+    choices = ("device", "refine", "field_layout", "field_grid", "names", "transforms", "report")
     paths = {name: f"/some/{name}" for name in HELP if name not in choices}
     arguments = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
-    chosen = ["--device", "cpu", "--refine=off", "--field-layout", "itk", "--field-grid=network", "--report=on"]
-    options = parse([*arguments, *chosen])
+    arguments += ["--device", "cpu", "--refine=off", "--field-layout", "itk", "--field-grid=network"]
+    options = parse([*arguments, "--names=kind", "--transforms=on", "--report=on"])
     assert {name: str(getattr(options, name)) for name in paths} == paths
-    assert tuple(getattr(options, name) for name in choices) == ("cpu", "off", "itk", "network", "on")
+    assert tuple(getattr(options, name) for name in choices) == ("cpu", "off", "itk", "network", "kind", "on", "on")
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,8 @@ def test_every_field_is_an_option_with_a_help_text() -> None:
         (["--fixed=a.mha"], "--moving is missing"),
         (["--moving=a.mha"], "--fixed is missing"),
         (["--fixed-mask=a.mha"], "--fixed-mask"),
+        (["--moving-lobes=a.mha"], "lobes"),
+        (["--fixed=a.mha", "--moving=b.mha", "--fixed-mask=c.mha", "--fixed-lobes=d.mha"], "a mask and lobes"),
     ],
 )
 def test_wrong_arguments(capfd: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:

@@ -16,7 +16,7 @@ import torch
 from algorithm import __version__
 from algorithm.errors import Progress
 from algorithm.interface import write_results
-from algorithm.register import choose_device
+from algorithm.registration import choose_device
 from algorithm.report import Report
 from algorithm.weights import FILE
 from tests.pretended_gpu import pretended_gpu

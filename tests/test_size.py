@@ -26,7 +26,7 @@ from torch import Tensor
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Affine, Grid, inside, moving_index, resample_image, warp
 from algorithm.images import Image, canonical, read_image, write_image_slabs
-from algorithm.register import on_device
+from algorithm.registration import on_device
 from algorithm.report import Report
 from algorithm.transform import Transform
 from phantom.__main__ import write_pair

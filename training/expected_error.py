@@ -29,7 +29,7 @@ from algorithm.lungs import LungMask
 from algorithm.network import AIR_HU, downsample
 from algorithm.prepare import Prepared, PrepareSettings, Subject
 from algorithm.refine import Refined, refine
-from algorithm.register import REFINE, predict
+from algorithm.registration import REFINE, predict
 from algorithm.report import Report
 from algorithm.weights import LoadedCascade, find_weights, load_cascade, save_errors
 from benchmarks.invariance import moved
@@ -41,7 +41,7 @@ POINTS = 4000
 """Of each result, at random in the lungs."""
 MOST_DEGREES, MOST_SHIFT_MM = 20.0, 20.0
 
-Sample = tuple[Float[np.ndarray, "p 3"], Float[np.ndarray, " p"]]
+Sample = tuple[Float[np.ndarray, "p 2"], Float[np.ndarray, " p"]]
 """Features and errors (mm) at some places."""
 
 
@@ -51,7 +51,7 @@ def drawn(path: Path, number: int) -> tuple[Prepared, Subject, Subject, Float[Te
     pair = load_pair(path)
     if torch.rand((), generator=generator) < 0.5:
         pair = pair.swapped()
-    pair = scanned(pair, generator, BREATH_HOLD if number % 2 else AT_REST)
+    pair = scanned(pair, generator, BREATH_HOLD if number % 2 else AT_REST)  # as noisy as such scans are
     rigid = misplaced(pair.grid, chance) if chance.random() < 0.5 else Affine()
     moving_grid = moved(pair.moving_grid, rigid)
     truth = with_affine(resample(pair.displacement, pair.displacement_grid, pair.grid), pair.grid, rigid)
@@ -80,7 +80,7 @@ def subjects(pair: TrainingPair, moving_grid: Grid) -> tuple[Subject, Subject]:
 
 
 def sample(pair: Prepared, moving: Subject, result: Refined, truth: Tensor, seed: int) -> Sample:
-    """Features and errors of one result, where `algorithm.register.estimate` would speak."""
+    """Features and errors of one result, where `algorithm.registration.estimate` would speak."""
     if result.inconsistency_mm is None:
         raise InputError("the cascade has no level for a second opinion, expected one of a half resolution")
     grid = pair.grid.coarsened()
@@ -109,7 +109,7 @@ def fitted(some: list[Sample]) -> ErrorModel:
     x = torch.from_numpy(np.concatenate([features for features, _ in some])).double()
     x = torch.cat([torch.ones(len(x), 1, dtype=x.dtype), x], dim=1)
     error = torch.from_numpy(np.concatenate([e for _, e in some])).double().clamp(max=MOST_MM) + OFFSET_MM
-    weights = torch.zeros(4, dtype=x.dtype, requires_grad=True)
+    weights = torch.zeros(3, dtype=x.dtype, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=500, line_search_fn="strong_wolfe")
 
     def deviance() -> Tensor:
@@ -119,7 +119,7 @@ def fitted(some: list[Sample]) -> ErrorModel:
         value.backward()
         return value
 
-    optimiser.step(deviance)  # type: ignore[no-untyped-call]
+    optimiser.step(deviance)
     return ErrorModel(*(round(float(w), 4) for w in weights))
 
 

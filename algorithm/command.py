@@ -1,0 +1,223 @@
+"""The command ``lungreg``: registers two scans, and beside that what is done with a result.
+
+Parameters are those of `Options`, whose help texts they have. Each command imports what it needs when it is called, so
+that ``--help`` and the completion of a shell are quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from . import __version__
+from .errors import InputError, exit_code, stopped_by_signals
+from .options import HELP, Device, FieldGrid, FieldLayout, Names, Options, Page, Refine, Switch
+
+EXAMPLES = """
+Examples:
+
+lungreg inspiration.nii.gz expiration.nii.gz result
+
+lungreg --refine fast --device cpu fixed.mha moving.mha result
+
+lungreg fixed_dicom_folder moving_dicom_folder result
+"""
+
+POINTS = """
+A nodule of the earlier scan, which was the moving one, in the later scan:
+
+lungreg points result nodule.fcsv nodule_now.fcsv --from moving
+"""
+
+APPLY = """
+The lobes of the moving scan, on the fixed one; and a surface of the fixed scan in the moving one:
+
+lungreg apply result lobes.mha out.mha --onto fixed --interpolation nearest
+
+lungreg apply result vessels.stl vessels_on_moving.stl --onto moving
+"""
+
+app = App(
+    name="lungreg",
+    help="Registers CT scans of the lungs: FIXED MOVING OUT. Other commands work with the result.",
+    help_epilogue=EXAMPLES,
+    help_format="plaintext",
+    version=__version__,
+    version_format="plaintext",
+)
+app.register_install_completion_command("--install-completion", help="Completion for bash, zsh or fish.")
+
+Scan = Literal["fixed", "moving"]
+Interpolation = Literal["linear", "bspline", "nearest", "majority"]
+Arguments = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
+"""Of a command that hands them over as they are, also --help."""
+
+
+def _told(name: str) -> Parameter:
+    """The parameter for an option, with its meaning."""
+    return Parameter(name=f"--{name.replace('_', '-')}", help=HELP[name], negative=())
+
+
+@app.default
+def register(
+    fixed: Annotated[Path, Parameter(help="the fixed image, a file or the folder of a DICOM series")],
+    moving: Annotated[Path, Parameter(help="the moving image, likewise: it is the one that is warped")],
+    out: Annotated[Path, Parameter(help=HELP["output"])],
+    /,
+    *,
+    refine: Annotated[Refine, _told("refine")] = Options.refine,
+    device: Annotated[Device, _told("device")] = Options.device,
+    fixed_mask: Annotated[Path | None, _told("fixed_mask")] = None,
+    moving_mask: Annotated[Path | None, _told("moving_mask")] = None,
+    fixed_lobes: Annotated[Path | None, _told("fixed_lobes")] = None,
+    moving_lobes: Annotated[Path | None, _told("moving_lobes")] = None,
+    weights: Annotated[Path | None, _told("weights")] = None,
+    field_layout: Annotated[FieldLayout, _told("field_layout")] = Options.field_layout,
+    field_grid: Annotated[FieldGrid, _told("field_grid")] = Options.field_grid,
+    names: Annotated[Names, _told("names")] = "kind",
+    transforms: Annotated[Switch, _told("transforms")] = "on",
+    report: Annotated[Page, _told("report")] = Options.report,
+) -> None:
+    """Register two scans: the displacement field, the warped moving image and results.json are written into OUT."""
+    from .__main__ import run_once
+
+    given = locals()
+    _check_there(fixed, moving)
+    _check_folder(out)
+    settings = {entry.name: given[entry.name] for entry in fields(Options) if entry.name in given}
+    run_once(Options(**settings, output=out))
+    print(f"The results lie in {out}.")
+
+
+def _check_there(*paths: Path) -> None:
+    """InputError for a path that leads to nothing, before anything heavy is loaded."""
+    for path in paths:
+        if not path.exists() and not path.is_symlink():
+            raise InputError(
+                f"{path}: there is no such file or folder, nor a command of that name, expected FIXED MOVING OUT, or "
+                f"one of {', '.join(name for name in app if not name.startswith('-'))}"
+            )
+
+
+def _check_folder(out: Path) -> None:
+    """InputError for an OUT that is meant to be a file."""
+    from imagefiles import ending
+
+    if out.is_file() or (ending(out) is not None and not out.exists()):
+        raise InputError(f"{out}: is a file's name, expected that of a folder: several files are written there")
+
+
+@app.command(help_epilogue=POINTS)
+def points(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    points_in: Annotated[Path, Parameter(name="IN", help=".csv (columns x, y, z), .fcsv, .mrk.json, .vtk or .stl")],
+    points_out: Annotated[Path, Parameter(name="OUT", help="a new file of the same kind")],
+    /,
+    *,
+    from_: Annotated[Scan, Parameter(name="--from", help="the scan that the points in IN were placed in")],
+    ras: Annotated[bool, Parameter(help="a file that does not say so itself is in RAS, not LPS", negative=())] = False,
+    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+) -> None:
+    """Carry points of one scan to their places in the other.
+
+    CSV tables get the columns in_lungs (of the scan that the points come from) and jacobian (volume there over volume
+    here); all other columns stay. In 3D Slicer's files these go into empty descriptions.
+    """
+    from .points import map_points
+
+    print(map_points(result, points_in, points_out, from_, ras, overwrite))
+
+
+@app.command(help_epilogue=APPLY, usage="Usage: lungreg apply RESULT IN... OUT --onto fixed|moving [OPTIONS]\n")
+def apply(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    first: Annotated[Path, Parameter(name="IN", help="image, label map, surface (.vtk, .stl) or points; any number")],
+    /,
+    *more: Annotated[Path, Parameter(name="OUT", help="a new file; or a folder, for any number of results")],
+    onto: Annotated[Scan, Parameter(help="the scan whose grid they are brought onto; IN belongs to the other one")],
+    interpolation: Annotated[Interpolation, Parameter(help="nearest and majority are for label maps")] = "linear",
+    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
+    background: Annotated[float | None, Parameter(help="where IN ends (default: -1000 for CT, otherwise 0)")] = None,
+    ras: Annotated[bool, Parameter(help="points that do not say so themselves are in RAS", negative=())] = False,
+    overwrite: Annotated[bool, Parameter(help="results may be there already", negative=())] = False,
+) -> None:
+    """Bring images, label maps and surfaces of one scan onto the other."""
+    from .apply import Applied
+    from .apply import apply as apply_to
+
+    if not more:
+        raise InputError("lungreg apply: OUT is missing, expected RESULT IN... OUT")
+    how = Applied(onto, interpolation, reference, background, ras)
+    for sentence in apply_to(result, [first, *more[:-1]], more[-1], how, overwrite):
+        print(sentence)
+
+
+@app.command
+def lungs(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    out: Annotated[Path, Parameter(help="a new file for the label map: .mha, .nii.gz, .nrrd")],
+    /,
+    *,
+    of: Annotated[Scan, Parameter(help="the scan whose lungs they are")],
+    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
+    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+) -> None:
+    """Write the lungs that were found in a scan: 1 the patient's right one, 2 the left one."""
+    from .apply import write_lungs
+
+    print(write_lungs(result, out, of, reference, overwrite))
+
+
+@app.command(help_flags=(), version_flags=())
+def serve(*arguments: Arguments) -> None:
+    """A server that registers --input into --output at each POST /invoke, with the model kept loaded."""
+    from .__main__ import run_on_request
+
+    run_on_request(list(arguments), "lungreg serve")
+
+
+@app.command(help_flags=(), version_flags=())
+def evaluate(*arguments: Arguments) -> int:
+    """Landmark errors, overlap of lobes and folding of displacement fields, of any program's."""
+    return int(evaluation("__main__").main(list(arguments), "lungreg evaluate"))
+
+
+@app.command(help_flags=(), version_flags=())
+def convert(*arguments: Arguments) -> int:
+    """Bring a displacement field or transform into another format."""
+    return int(evaluation("convert").main(list(arguments), "lungreg convert"))
+
+
+def evaluation(name: str) -> ModuleType:
+    """A module of the evaluation, which is a part of the installed package; in the repository it lies beside it."""
+    inside = f"{__package__}.evaluation"
+    package = inside if find_spec(inside) else "evaluation"
+    if find_spec(package) is None:
+        raise InputError("the evaluation is not installed here, expected the package lungreg or the whole repository")
+    return import_module(f"{package}.{name}")
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs the command line; InputError for one that is wrong, SystemExit with the code of a command that has one."""
+    try:
+        with stopped_by_signals():
+            code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        raise InputError(f"lungreg: {' '.join(str(error).split())} See lungreg --help.") from error
+    if code:
+        sys.exit(code)
+
+
+def main() -> int:
+    """The entry point; the exit code."""
+    return exit_code(lambda: run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

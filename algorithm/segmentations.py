@@ -1,0 +1,67 @@
+"""Other programs' lobes as lung masks, as they wrote them.
+
+TotalSegmentator: one file with all its labels (those of version 2), or a folder with a file for each structure.
+lungmask: its lobes (1 to 5) or lungs (1, 2).
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from imagefiles import ENDINGS
+
+from .errors import InputError
+from .geometry import Grid
+from .images import read_volume, write_image
+
+TOTALSEGMENTATOR = (10, 11, 12, 13, 14)
+"""The five lobes among its labels."""
+MOST_LOBES = 6
+"""A file with no label above it holds nothing but lobes or lungs."""
+
+
+def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
+    """Where the lobes are; InputError where there are none."""
+    if path.is_dir():
+        return _from_folder(path)
+    labels, grid = read_volume(path)
+    found = sorted(int(label) for label in np.unique(labels) if label > 0)
+    lobes = found if found and found[-1] <= MOST_LOBES else [label for label in found if label in TOTALSEGMENTATOR]
+    if not lobes:
+        raise InputError(
+            f"{path}: has the labels {', '.join(map(str, found[:20])) or 'none but 0'}, expected lobes: 1 to "
+            f"{MOST_LOBES} alone, or TotalSegmentator's {TOTALSEGMENTATOR[0]} to {TOTALSEGMENTATOR[-1]}"
+        )
+    return np.isin(labels, lobes), grid
+
+
+def _from_folder(folder: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
+    files = sorted(path for path in folder.glob("lung_*lobe*") if path.name.endswith(tuple(ENDINGS)))
+    if not files:
+        raise InputError(f"{folder}: has no lung_*lobe* in it, expected TotalSegmentator's files for the lobes")
+    mask, grid = read_volume(files[0])
+    mask = mask > 0
+    for path in files[1:]:
+        other, other_grid = read_volume(path)
+        if other_grid != grid:
+            raise InputError(f"{path}: lies on another grid than {files[0].name}, expected lobes of one scan")
+        mask |= other > 0
+    return mask, grid
+
+
+@contextmanager
+def mask_file(lobes: Path | None, mask: Path | None) -> Iterator[Path | None]:
+    """``mask``, or a file with the lungs that the ``lobes`` make up, for as long as it is read."""
+    if lobes is None:
+        yield mask
+        return
+    lungs, grid = lungs_of(lobes)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"lungs_of_{lobes.name.partition('.')[0]}.mha"
+        write_image(path, torch.from_numpy(lungs.astype(np.uint8))[None, None], grid)
+        yield path

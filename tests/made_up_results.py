@@ -1,0 +1,69 @@
+"""The folder of a registration that was never done, with a smooth map between two scans."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from algorithm.geometry import Affine, Grid
+from algorithm.interface import TRANSFORMS
+from algorithm.inverse import framed, inverse
+from algorithm.lungs import LungMask
+from algorithm.transform import Transform
+from algorithm.transformfiles import write_inverse, write_transform
+
+TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
+FLIP = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
+BOX = Grid((40, 36, 32), (4.0, 4.5, 5.0), (-70.0, -80.0, 100.0), TURN)
+"""Of the field."""
+AFFINE = Affine.from_arrays(
+    np.array([[1.1, 0.1, 0.0], [-0.1, 0.9, 0.05], [0.0, 0.02, 1.05]]), np.array([9.0, -4.0, 60.0])
+)
+FIXED = Grid((30, 28, 26), (5.0, 5.5, 6.0), (20.0, 105.0, 100.0), FLIP)
+MOVING = Grid((26, 30, 28), (6.0, 5.0, 7.0), (-66.0, -70.0, 150.0), TURN)
+
+
+def wavy(grid: Grid = BOX, amplitude_mm: float = 8.0) -> torch.Tensor:
+    """Waves of 100 mm and longer, up to the border of the grid."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), axis=-1)[..., ::-1]
+    x, y, z = np.moveaxis(grid.to_world(index), -1, 0)
+    waves = [np.sin(0.06 * y + 0.3), np.cos(0.05 * z), np.sin(0.05 * x - 0.03 * z + 1)]
+    return amplitude_mm * torch.from_numpy(np.stack(waves)).float()[None]
+
+
+WAVY = Transform(wavy(), BOX, AFFINE)
+
+
+def lungs_at(corner_mm: np.ndarray) -> LungMask:
+    """A block of 75 mm."""
+    x, y, z = corner_mm.tolist()
+    return LungMask(torch.ones(1, 1, 30, 30, 30, dtype=torch.bool), Grid((30, 30, 30), (2.5, 2.5, 2.5), (x, y, z)))
+
+
+FIXED_LUNGS = lungs_at(BOX.to_world(np.array([12, 8, 8])))
+MOVING_LUNGS = lungs_at(AFFINE(BOX.to_world(np.array([12, 8, 8]))))
+
+
+def write_result(folder: Path, transform: Transform = WAVY) -> Path:
+    """Transforms and results.json, as a run leaves them; no images."""
+    folder.mkdir(exist_ok=True)
+    whole = framed(transform)
+    write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS)
+    write_inverse(folder / TRANSFORMS[1], inverse(whole, MOVING_LUNGS), MOVING_LUNGS)
+    figures = {
+        "fixed": "now.mha",
+        "moving": "before.mha",
+        "inverse_residual_mm": {"mean": 0.0, "p99": 0.0, "max": 0.0},
+        "grids": {"fixed": asdict(FIXED), "moving": asdict(MOVING)},
+    }
+    (folder / "results.json").write_text(json.dumps(figures))
+    return folder
+
+
+def points_in(grid: Grid, number: int = 500, margin: float = 0.0) -> np.ndarray:
+    """World positions within the outermost voxel centres, ``margin`` voxels farther in."""
+    rng = np.random.default_rng(0)
+    last = np.array(grid.size) - 1
+    return grid.to_world(margin + rng.random((number, 3)) * (last - 2 * margin))

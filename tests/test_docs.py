@@ -1,0 +1,122 @@
+"""The pages on use: every command and every line of Python in them is run, on a result that was made up."""
+
+import functools
+import json
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+import algorithm
+from algorithm import __main__ as container
+from algorithm.options import Options
+from algorithm.prepare import prepare
+from tests.made_up_results import FIXED, MOVING, write_result
+from tests.running import COARSE
+from tests.test_apply import blobs, image
+from tests.test_command import lungreg
+from tests.test_points import POINTS, fcsv, stl
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PAGES = Path(__file__).parent.parent / "docs" / "use"
+COMMANDS = [
+    (page.name, line.partition("#")[0].strip())
+    for page in sorted(PAGES.glob("*.md"))
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All files that the pages name."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_result(folder / "result")
+    for name in ("onto_later", "later_segmentations"):
+        (folder / name).mkdir()
+    for name, grid in (("later", FIXED), ("earlier", MOVING), ("other_grid", FIXED), ("lungs", FIXED)):
+        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
+    sitk.WriteImage(image(blobs(MOVING, "uint8"), MOVING), str(folder / "lobes.nii.gz"))
+    (folder / "nodule.fcsv").write_text(fcsv(POINTS, "LPS"))
+    (folder / "vessels.stl").write_bytes(stl(POINTS, True))
+    rows = "".join(f"{x},{y},{z}\n" for x, y, z in POINTS)
+    for name in ("points.csv", "there.csv"):
+        (folder / name).write_text(f"x,y,z\n{rows}")
+    return folder
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) > 20 and {page for page, _ in COMMANDS} >= {"points.md", "apply.md", "other_programs.md"}
+    pages = {page.name for page in PAGES.iterdir()} - {"README.md"}
+    assert all(f"({name})" in (PAGES / "README.md").read_text() for name in pages)
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: value if value.startswith("lung") else None)
+def test_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], made_up: Path, page: str,
+    command: str,
+) -> None:  # fmt: skip
+    shutil.copytree(made_up, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    if command.endswith("there.csv --from fixed"):
+        Path("there.csv").unlink()
+    taken: list[Options] = []
+    monkeypatch.setattr(container, "run_once", taken.append)
+    program, *arguments = shlex.split(command)
+    assert program == "lungreg"
+    assert lungreg(*arguments) == 0, capfd.readouterr().err
+    assert "Traceback" not in capfd.readouterr().err
+    for options in taken:
+        assert options.output == Path("result") and options.inputs().fixed.name == "later.nii.gz"
+
+
+@pytest.fixture
+def scans(tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, made_up: Path) -> None:
+    """A pair to register, quickly, in the folder where the test then is; `lungreg` is the package."""
+    for name, of in (("later", "fixed"), ("earlier", "moving")):
+        shutil.copy(example / f"{of}.mha", tmp_path / f"{name}.mha")
+        sitk.WriteImage(sitk.ReadImage(str(example / f"{of}.mha")), str(tmp_path / f"{name}.nii.gz"))
+    sitk.WriteImage(sitk.ReadImage(str(example / "moving_lobes.mha")), str(tmp_path / "lobes.nii.gz"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "lungreg", algorithm)
+    monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
+    monkeypatch.setattr("algorithm.weights.BUNDLED", small_weights)
+
+
+@pytest.mark.usefixtures("scans")
+def test_python() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", (PAGES / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {"pairs": [("later.mha", "earlier.mha", "other")]}
+    for block in blocks:
+        exec(block.replace('refine="fast"', 'refine="off"').replace("(fixed, moving)", '(fixed, moving, "off")'), names)
+    assert (Path("result") / "transform.h5").exists() and (Path("other") / "transform.h5").exists()
+
+
+def test_lines_for_simpleitk(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made_up)
+    (block,) = re.findall(r"^```python\n(.*?)^```", (PAGES / "other_programs.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {"sitk": sitk, "point_in_fixed": POINTS[0].tolist()}
+    names |= {"fixed": sitk.ReadImage("later.nii.gz"), "moving": sitk.ReadImage("earlier.nii.gz")}
+    exec(block, names)
+    assert np.linalg.norm(np.array(names["point_in_fixed"]) - POINTS[0]) < 0.2
+
+
+@pytest.mark.usefixtures("scans")
+def test_notebook() -> None:
+    """Cell by cell; the last line of one that compares is true."""
+    names: dict[str, object] = {}
+    cells = json.loads((PAGES / "lungreg.ipynb").read_text())["cells"]
+    for source in ("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"):
+        *before, last = source.splitlines()
+        exec("\n".join(before), names)
+        if re.search(" [<>] ", last):
+            assert eval(last, names), last
+        else:
+            exec(last, names)
+    assert isinstance(names["there"], np.ndarray) and Path("result").is_dir()
