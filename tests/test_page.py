@@ -67,7 +67,8 @@ def pair(example_pair: PhantomPair) -> Pair:
     fixed = subject(p.fixed, p.fixed_lobes, p.fixed_grid, "fixed.mha")
     moving = subject(p.moving, p.moving_lobes, p.moving_grid, "moving.mha")
     expected = torch.linspace(0, 4, p.fixed_grid.size[2])[None, None, :, None, None].expand(1, 1, *p.fixed_grid.shape)
-    return Pair(fixed, moving, Transform(p.displacement_mm, p.fixed_grid), ExpectedError(expected, p.fixed_grid))
+    error = ExpectedError(expected, torch.ones_like(expected), p.fixed_grid)
+    return Pair(fixed, moving, Transform(p.displacement_mm, p.fixed_grid), error)
 
 
 def said(pair: Pair, **more: Any) -> dict[str, Any]:

@@ -73,7 +73,6 @@ def test_a_good_result_brings_no_warning_and_each_fault_its_own() -> None:
         ("lung_dice", 0.6, "overlap"),
         ("outside_field_of_view", 0.3, "field of view"),
         ("ngf_distance", 0.5, "alike"),
-        ("inconsistency_mm", 9.0, "directions"),
     ):
         (sentence,) = warnings({"before": good["before"], "after": good["after"] | {name: value}})
         assert words in sentence

@@ -41,8 +41,8 @@ POINTS = 4000
 """Of each result, at random in the lungs."""
 MOST_DEGREES, MOST_SHIFT_MM = 20.0, 20.0
 
-Sample = tuple[Float[np.ndarray, "p 2"], Float[np.ndarray, " p"]]
-"""Features and errors (mm) at some places."""
+Sample = tuple[np.ndarray, np.ndarray]
+"""Features (p, 2) and errors (p,) in mm at some places."""
 
 
 def drawn(path: Path, number: int) -> tuple[Prepared, Subject, Subject, Float[Tensor, "1 3 z y x"]]:
@@ -120,7 +120,7 @@ def fitted(some: list[Sample]) -> ErrorModel:
         return value
 
     optimiser.step(deviance)
-    return ErrorModel(*(round(float(w), 4) for w in weights))
+    return ErrorModel(*(round(float(w), 4) for w in weights.detach()))
 
 
 def fit(bank: Path, pairs: int, weights: Path) -> ErrorModels:

@@ -1,0 +1,157 @@
+"""The expected error: its formula, where it speaks, what it warns of, and how it is fitted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from algorithm.errors import InputError
+from algorithm.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
+from algorithm.geometry import Affine, Grid, invert
+from algorithm.network import Cascade, CascadeSettings
+from algorithm.prepare import Prepared
+from algorithm.registration import second_opinion
+from algorithm.weights import load_cascade, save_cascade, save_errors
+from tests.running import call_main, results
+from tests.strategies import smooth_field
+from training.expected_error import fitted
+
+GRID = Grid((12, 10, 8), (4.0, 4.0, 4.0))
+MODEL = ErrorModel(constant=-0.2, around=0.9, lungs=0.4)
+
+
+def drawn(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Distances of both directions (mm), and where they count."""
+    generator = torch.Generator().manual_seed(seed)
+    apart = 3 * torch.rand(1, 1, *GRID.shape, generator=generator)
+    return apart, (torch.rand(1, 1, *GRID.shape, generator=generator) > 0.4).float()
+
+
+def test_it_is_the_formula_of_the_module() -> None:
+    apart, known = drawn()
+    found = expected_error(apart, known, GRID, MODEL)
+    d, w = apart[0, 0].double().numpy(), known[0, 0].double().numpy()
+    sums = [ndimage.generic_filter(v, np.sum, size=5, mode="constant") for v in (d * w, w)]
+    around, lungs = sums[0] / sums[1], (d * w).sum() / w.sum()
+    wanted = np.exp(-0.2) * (around + 0.1) ** 0.9 * (lungs + 0.1) ** 0.4 - 0.1
+    np.testing.assert_allclose(found.mm[0, 0].numpy()[w > 0], wanted[w > 0], rtol=1e-4)
+    assert not found.mm[known == 0].any()
+
+
+def test_what_is_not_known_says_nothing_of_its_neighbours() -> None:
+    apart, known = drawn()
+    other = torch.where(known > 0, apart, 1000.0)
+    torch.testing.assert_close(features(other, known)[:, known[0, 0] > 0], features(apart, known)[:, known[0, 0] > 0])
+
+
+def test_farther_apart_is_more_error() -> None:
+    apart, known = drawn()
+    less, more = (expected_error(f * apart, known, GRID, MODEL).figures()["mean_mm"] for f in (1.0, 2.0))
+    assert less is not None and more is not None and 1.5 * less < more
+
+
+def test_on_another_grid_it_ends_where_the_lungs_end() -> None:
+    known = torch.zeros(1, 1, *GRID.shape)
+    known[..., :6] = 1
+    error = ExpectedError(2.5 * known, known, GRID)
+    fine = GRID.resized((48, 40, 32))
+    values = error.at(fine)
+    assert (((values - 2.5).abs() < 1e-5) | (values == -1)).all()  # no mixture of both at the border
+    assert ((values > 0).float().mean() - 0.5).abs() < 0.02
+    assert torch.equal(error.at(fine, elsewhere=60.0) == 60, values < 0)
+
+
+def test_figures_are_those_of_the_known() -> None:
+    mm, known = torch.tensor([1.0, 2.0, 4.0, 50.0]).reshape(1, 1, 1, 1, 4), torch.ones(1, 1, 1, 1, 4)
+    known[..., 3] = 0
+    found = ExpectedError(mm, known, Grid((4, 1, 1))).figures()
+    assert found["mean_mm"] == pytest.approx(7 / 3)
+    assert found["share_above_3mm"] == pytest.approx(1 / 3)
+    assert found["p95_mm"] == pytest.approx(3.8)
+    nothing = ExpectedError(mm, 0 * known, Grid((4, 1, 1))).figures()
+    assert set(nothing.values()) == {None} and not warnings(nothing)
+
+
+@pytest.mark.parametrize(("mean", "share", "warned"), [(1.0, 0.02, False), (2.1, 0.02, True), (1.0, 0.08, True)])
+def test_a_large_error_is_warned_of(mean: float, share: float, warned: bool) -> None:
+    said = warnings({"mean_mm": mean, "p95_mm": 3.0, "share_above_3mm": share})
+    assert bool(said) == warned
+    assert all(f"{mean:.1f} mm" in sentence for sentence in said)
+
+
+def test_the_fit_finds_the_model_that_made_the_errors() -> None:
+    chance = np.random.default_rng(0)
+    x = chance.normal(size=(20000, 2)).astype(np.float32)
+    mean = np.exp(-0.5 + 0.8 * x[:, 0] + 0.3 * x[:, 1])
+    error = (mean * chance.gamma(2.0, 0.5, len(x)) - 0.1).astype(np.float32)
+    found = fitted([(x[:9000], error[:9000]), (x[9000:], error[9000:])])
+    assert (found.constant, found.around, found.lungs) == pytest.approx((-0.5, 0.8, 0.3), abs=0.03)
+
+
+class Told(Cascade):
+    """Whatever it is shown, the field is the same."""
+
+    def __init__(self, field: Tensor, factors: tuple[int, ...]) -> None:
+        super().__init__(CascadeSettings((4, 8), factors, (16, 16, 16), (1,) * len(factors)))
+        self.field, self.asked = field, []
+
+    def forward(self, fixed, grid, moving, moving_grid, levels=None, reduction=1):  # type: ignore[no-untyped-def]
+        self.asked = [fixed, grid, moving, moving_grid, levels, reduction]
+        return self.field, grid
+
+
+def test_the_second_opinion_is_the_inverse_of_the_other_direction() -> None:
+    grid = Grid((16, 16, 16), (3.0, 3.0, 3.0))
+    fixed, moving = (torch.rand(1, 1, *shape) for shape in (grid.shape, grid.padded(4).shape))
+    pair = Prepared(fixed, fixed, grid, moving, moving, grid.padded(4), Affine())
+    half = pair.halved()
+    field = smooth_field(half.grid, 2.0, torch.Generator().manual_seed(1))
+    networks = Told(field, (4, 2, 1))
+    found = second_opinion(pair, networks)
+    assert found is not None
+    torch.testing.assert_close(found, invert(field, half.grid, half.grid))
+    assert torch.equal(networks.asked[2], half.fixed)  # the fixed image is the one that moves
+    torch.testing.assert_close(networks.asked[0], half.moving[:, :, 2:-2, 2:-2, 2:-2])
+    assert networks.asked[4:] == [2, 2]
+    assert second_opinion(pair, Told(field, (1,))) is None
+
+
+def test_models_are_kept_in_the_manifest(tmp_path: Path) -> None:
+    save_cascade(tmp_path, Cascade(CascadeSettings((4, 8), (2, 1), (16, 16, 16), (1, 1))), {})
+    assert load_cascade(tmp_path).errors is None
+    models = ErrorModels(MODEL, ErrorModel(0.1, 1.0, 0.5))
+    save_errors(tmp_path, models, {"pairs": 3})
+    assert load_cascade(tmp_path).errors == models
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    del manifest["expected_error"]["refined"]["lungs"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="expected_error"):
+        load_cascade(tmp_path)
+
+
+@pytest.mark.parametrize("refine", ["off", "fast"])
+def test_a_run_writes_it_beside_the_field(tmp_path: Path, example: Path, small_weights: Path, refine: str) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(small_weights, weights)
+    save_errors(weights, ErrorModels(MODEL, MODEL), {})
+    inputs = [f"--{role}={example / f'{role}.mha'}" for role in ("fixed", "moving")]
+    options = [*inputs, f"--output={tmp_path / 'out'}", f"--weights={weights}", "--device=cpu", f"--refine={refine}"]
+    assert call_main(*options) == 0
+    folder = tmp_path / "out" / "images"
+    image, field = (
+        sitk.ReadImage(str(folder / kind / "fixed.mha")) for kind in ("expected-error", "displacement-field")
+    )
+    assert image.GetSize() == field.GetSize() and image.GetOrigin() == field.GetOrigin()
+    values, said = sitk.GetArrayFromImage(image), results(tmp_path / "out")["expected_error"]
+    lungs = sitk.GetArrayFromImage(sitk.ReadImage(str(example / "fixed_lobes.mha"))) > 0
+    assert ((values >= 0) == lungs).mean() > 0.95
+    assert (values[values < 0] == -1).all()
+    assert values[values >= 0].mean() == pytest.approx(said["mean_mm"], rel=0.1)
+    assert call_main(*options[:-2], "--device=cpu", "--refine=off", f"--weights={small_weights}") == 0
+    assert not (folder / "expected-error").exists()  # nothing is left of the run before
