@@ -58,6 +58,8 @@ ADULT_LITRES = 1.0
 SMOOTH = Weights(alpha=20.0, beta=0.0, gamma=0.0, delta=0.0)
 """Nothing but the curvature beside D. Unlike the diffusion it asks nothing of large motion that is locally affine."""
 SMOOTHER = replace(SMOOTH, alpha=40.0)
+FARTHER_STEPS = 40
+"""Of the level that `farther` adds."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,16 @@ def for_lungs(settings: RefineSettings, lungs: LungMask) -> RefineSettings:
     half the length, and so have their vessels."""
     factor = min(1.0, (lungs.litres / ADULT_LITRES) ** (1 / 3))
     return replace(settings, spacing_mm=tuple(factor * spacing for spacing in settings.spacing_mm))
+
+
+def farther(settings: RefineSettings) -> RefineSettings:
+    """One level more in front, of twice the voxel: it reaches farther."""
+    return replace(
+        settings,
+        spacing_mm=(2 * settings.spacing_mm[0], *settings.spacing_mm),
+        steps=(FARTHER_STEPS, *settings.steps),
+        weights=(settings.weights[0], *settings.weights),
+    )
 
 
 class Refined(NamedTuple):

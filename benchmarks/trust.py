@@ -23,8 +23,7 @@ from algorithm.expected_error import LARGE_MM, ExpectedError
 from algorithm.geometry import displacement_at
 from algorithm.images import read_image
 from algorithm.prepare import prepare, subject
-from algorithm.refine import refine
-from algorithm.registration import REFINE, estimate, finish, predict
+from algorithm.registration import REFINE, estimate, finish, predict, refined
 from algorithm.report import Report
 from algorithm.transform import Transform
 from algorithm.weights import LoadedCascade, find_weights, load_cascade
@@ -88,13 +87,13 @@ def results(trial: Trial, weights: LoadedCascade) -> Iterator[Row]:
     start = predict(pair, weights.cascade, torch.device("cpu"), Report(), backwards=True)
     assert weights.errors is not None
     for name in ("off", *REFINE):
-        refined, model = start, weights.errors.cascade
+        result, model = start, weights.errors.cascade
         if name != "off":
-            refined = refine(fixed, moving, pair.affine, start.displacement, start.grid, REFINE[name])
             model = weights.errors.refined
+            result = refined(fixed, moving, pair, start, REFINE[name], model, torch.device("cpu"))
         report = Report()
-        transform = finish(pair, moving, refined, report)
-        expected = estimate(pair, moving, refined, model, report)
+        transform = finish(pair, moving, result, report)
+        expected = estimate(pair, moving, result, model, report)
         assert expected is not None
         yield Row(trial=trial.name, refine=name) | said(report) | true(trial, transform, expected)
 

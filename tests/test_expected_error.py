@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +12,15 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from algorithm import registration
 from algorithm.errors import InputError
 from algorithm.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
 from algorithm.geometry import Affine, Grid, invert
+from algorithm.images import Image
+from algorithm.lungs import LungMask
 from algorithm.network import Cascade, CascadeSettings
-from algorithm.prepare import Prepared
+from algorithm.prepare import Prepared, Subject
+from algorithm.refine import FAST, Refined, RefineSettings
 from algorithm.registration import second_opinion
 from algorithm.weights import load_cascade, save_cascade, save_errors
 from tests.running import call_main, results
@@ -155,3 +160,29 @@ def test_a_run_writes_it_beside_the_field(tmp_path: Path, example: Path, small_w
     assert values[values >= 0].mean() == pytest.approx(said["mean_mm"], rel=0.1)
     assert call_main(*options[:-2], "--device=cpu", "--refine=off", f"--weights={small_weights}") == 0
     assert not (folder / "expected-error").exists()  # nothing is left of the run before
+
+
+@pytest.mark.parametrize(("first", "second", "chosen", "runs"), [(0.5, 9.0, 0, 1), (8.0, 1.0, 1, 2), (8.0, 9.0, 0, 2)])
+def test_where_the_error_seems_large_the_refinement_reaches_farther(
+    monkeypatch: pytest.MonkeyPatch, first: float, second: float, chosen: int, runs: int
+) -> None:
+    """And of both results the one of which less error is expected is taken."""
+    grid = Grid((16, 16, 16), (3.0, 3.0, 3.0))
+    pair = Prepared(*(torch.ones(1, 1, *grid.shape),) * 2, grid, *(torch.ones(1, 1, *grid.shape),) * 2, grid, Affine())
+    still = torch.zeros(1, 3, *grid.shape)
+    made = [Refined(still, grid, torch.full((1, 1, *grid.shape), apart)) for apart in (first, second)]
+    asked: list[RefineSettings] = []
+
+    def refine(*arguments: Any) -> Refined:
+        asked.append(arguments[-1])
+        return made[len(asked) - 1]
+
+    monkeypatch.setattr(registration, "refine", refine)
+    scan = Subject(Image(torch.zeros(1, 1, *grid.shape), grid, Path("a")), LungMask(pair.fixed > 0, grid))
+    found = registration.refined(scan, scan, pair, Refined(still, grid, None), FAST, MODEL, torch.device("cpu"))
+    assert found is made[chosen]
+    assert len(asked) == runs and asked[0] == FAST
+    assert all(settings.spacing_mm == (8.0, 4.0, 2.0) and settings.steps[1:] == FAST.steps for settings in asked[1:])
+    asked.clear()
+    without = registration.refined(scan, scan, pair, Refined(still, grid, None), FAST, None, torch.device("cpu"))
+    assert without is made[0] and len(asked) == 1  # without a model nobody can tell
