@@ -109,7 +109,7 @@ def out_of_memory(error: BaseException) -> bool:
     text = str(error)
     onednn = ("could not create a primitive", "could not execute a primitive")
     pytorch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
-    phrases = (*pytorch, "Failed to allocate memory")  # the last is SimpleITK's
+    phrases = (*pytorch, "Failed to allocate memory", "can't start new thread")  # of SimpleITK, of Python
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(p in text for p in phrases))
 
 

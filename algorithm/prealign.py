@@ -277,10 +277,12 @@ def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettin
     before, after = (_value(fixed, moving, start, settings, u) for u in (None, displacement))
     log.debug("pre-alignment: %.4f, deformed %.4f", before, after)
     share = (max(0.0, before - after) / max(settings.whole_gain * before, 1e-9)) ** 2
-    closest = _closest(fixed, moving, start, displacement)
     if share >= 1:
-        return closest
+        return _closest(fixed, moving, start, displacement)
     polished, _ = _minimise(fixed, moving, start, settings.polish, settings)
+    if share == 0:  # also where the field has left the lungs, and there is nothing to be closest to
+        return polished
+    closest = _closest(fixed, moving, start, displacement)
     matrix, offset = (
         (1 - share) * np.array(getattr(polished, name)) + share * np.array(getattr(closest, name))
         for name in ("matrix", "offset")

@@ -153,9 +153,9 @@ def subject(image: Image, mask: Path | None) -> Subject:
 def subjects(fixed: Image, fixed_mask: Path | None, moving: Image, moving_mask: Path | None) -> tuple[Subject, Subject]:
     """`subject` of both scans, at once: most of it lets other threads run. What is wrong with the fixed one is told
     first."""
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(subject, image, mask) for image, mask in ((fixed, fixed_mask), (moving, moving_mask))]
-        return jobs[0].result(), jobs[1].result()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(subject, moving, moving_mask)
+        return subject(fixed, fixed_mask), other.result()
 
 
 def prepare(

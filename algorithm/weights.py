@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from .errors import InputError
+from .errors import InputError, out_of_memory
 from .expected_error import ErrorModels
 from .images import atomically
 from .network import Cascade, CascadeSettings
@@ -68,6 +68,8 @@ def load_cascade(path: Path) -> LoadedCascade:
         cascade = Cascade(CascadeSettings.from_dict(manifest["settings"]))
         cascade.load_state_dict({name: value.float() for name, value in load(content).items()})
     except (SafetensorError, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         raise InputError(f"{file}: the weights do not fit the settings in {folder / MANIFEST}") from error
     errors = manifest.get(ERRORS)
     models = None if errors is None else ErrorModels.from_dict(errors)
