@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from algorithm import register
+from algorithm import registration
 from algorithm.compiled import CompiledUNet, compiled
 from algorithm.geometry import Grid
 from algorithm.network import Cascade, CascadeSettings, UNet
@@ -74,11 +74,11 @@ def test_a_compiled_cascade_is_the_cascade() -> None:
 
 def test_it_serves_on_the_cpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     cascade = Cascade(SETTINGS)
-    monkeypatch.setattr(register, "pays", lambda: True)
-    chosen = register.fastest(cascade, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(registration, "pays", lambda: True)
+    chosen = registration.fastest(cascade, torch.device("cpu"), torch.float32)
     assert all(isinstance(level, CompiledUNet) for level in chosen.levels)
-    monkeypatch.setattr(register, "pays", lambda: False)
-    assert register.fastest(cascade, torch.device("cpu"), torch.float32) is cascade
+    monkeypatch.setattr(registration, "pays", lambda: False)
+    assert registration.fastest(cascade, torch.device("cpu"), torch.float32) is cascade
 
 
 def test_a_signal_still_finds_its_handler() -> None:
