@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +29,7 @@ from .interface import (
 )
 from .inverse import framed, inverse, residual_mm
 from .lungs import LungMask
+from .options import FieldGrid
 from .prepare import Subject
 from .report import Report
 from .summary import figures, in_words
@@ -41,17 +41,6 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 """So often a field that folds on the output grid is repaired and written again."""
-
-
-FieldGrid = Literal["fixed", "network"]
-"""Where the written field lives: on the fixed image's grid, or on the one it was computed on (the network's, or after
-the refinement that of its last control points).
-
-Inside the outermost voxel centres of the smaller grid both are the same field, as the affine part is linear: trilinear
-interpolation of the one gives the other to rounding. It ends some millimetres outside the fixed lungs. Beyond it, the
-fixed one holds the border values of u and goes on with the affine map; programs that are given the smaller one take
-no displacement at all there.
-"""
 
 
 def deliver(

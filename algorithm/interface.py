@@ -368,9 +368,13 @@ def result_mark(path: Path) -> str:
 
 def is_own_image(path: Path) -> bool:
     """Whether it is a result that this program wrote under this name, as it was written."""
+    return _begins_with(path, f"ObjectType = Image\nComment = {result_mark(path)}\nNDims = ".encode())
+
+
+def _begins_with(path: Path, expected: bytes) -> bool:
+    """Whether it is a file, and no link to one, that can be read and begins so."""
     if path.is_symlink() or not path.is_file():
         return False
-    expected = f"ObjectType = Image\nComment = {result_mark(path)}\nNDims = ".encode()
     try:
         with path.open("rb") as file:
             return file.read(len(expected)) == expected
@@ -407,14 +411,7 @@ def is_own_results(path: Path) -> bool:
 
 def is_own_page(path: Path) -> bool:
     """Whether it is a page that this program wrote."""
-    if path.is_symlink() or not path.is_file():
-        return False
-    expected = f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode()
-    try:
-        with path.open("rb") as file:
-            return file.read(len(expected)) == expected
-    except OSError:
-        return False
+    return _begins_with(path, f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode())
 
 
 def _in_the_way(path: Path) -> list[Path]:

@@ -15,6 +15,14 @@ Device = Literal["auto", "cuda", "cpu"]
 Refine = Literal["off", "fast", "full"]
 FieldLayout = Literal["auto", "itk", "grand-challenge"]
 FieldGrid = Literal["fixed", "network"]
+"""Where the written field lives: on the fixed image's grid, or on the one it was computed on (the network's, or after
+the refinement that of its last control points).
+
+Inside the outermost voxel centres of the smaller grid both are the same field, as the affine part is linear: trilinear
+interpolation of the one gives the other to rounding. It ends some millimetres outside the fixed lungs. Beyond it, the
+fixed one holds the border values of u and goes on with the affine map; programs that are given the smaller one take
+no displacement at all there.
+"""
 Switch = Literal["on", "off"]
 Names = Literal["case", "kind"]
 Page = Literal["auto", "on", "off"]

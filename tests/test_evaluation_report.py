@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html.parser
 import io
 import json
 import re
@@ -32,6 +31,7 @@ from evaluation.pictures import (
 from evaluation.report import main, pictured, write_page
 from resultpages.colours import FOLDED_RGB
 from resultpages.pictures import jpeg
+from tests.pages import Reader
 
 ROTATED = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 """Index axes along -y, -z, x: rows of coronal slices are along the first one."""
@@ -216,31 +216,8 @@ def test_svg_is_the_same_every_time() -> None:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-class Reader(html.parser.HTMLParser):
-    """Collects tags with their attributes, and the text outside of style and script."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._open = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open not in ("style", "script"):
-            self.text += data
-
-
 def read(path: Path) -> Reader:
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    return reader
+    return Reader(path.read_text(encoding="utf-8"))
 
 
 def test_page_of_a_case(folder: Path) -> None:

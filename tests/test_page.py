@@ -1,6 +1,5 @@
 """report.html: what is on it, that it holds all it shows, and that nothing in a case can break it."""
 
-import html.parser
 import json
 import re
 import time
@@ -25,6 +24,7 @@ from algorithm.transform import Transform
 from algorithm.view import AXIS, ExpectedError, Pair, flat, seen, slice_view, volume_view
 from phantom.pair import PhantomPair
 from resultpages import viewer
+from tests.pages import Reader
 from tests.running import call_main, files_below, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,27 +33,6 @@ MOST_BYTES = 5_000_000
 MOST_S = 3.0
 """Of the pages of small phantoms; about one on a real pair."""
 EVIL = "<script>alert(1)<img src=x>\"'&.mha"
-
-
-class Reader(html.parser.HTMLParser):
-    """Collects tags with their attributes, and the text outside of style and script."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self._open = "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        self._open = tag
-
-    def handle_endtag(self, tag: str) -> None:
-        self._open = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._open not in ("style", "script"):
-            self.text += data
 
 
 def subject(hu: torch.Tensor, lobes: torch.Tensor, grid: Grid, name: str) -> Subject:
