@@ -49,4 +49,7 @@ def _pushed(values: Float[Tensor, "1 3 z y x"], known: Float[Tensor, "1 1 z y x"
 
 def _mean(volume: Float[Tensor, "1 c z y x"], width: int) -> Float[Tensor, "1 c z y x"]:
     """Over ``width``³ voxels (odd), border values repeated."""
-    return F.avg_pool3d(F.pad(volume, [width // 2] * 6, mode="replicate"), width, stride=1)
+    volume = F.pad(volume, [width // 2] * 6, mode="replicate")
+    for window in ((width, 1, 1), (1, width, 1), (1, 1, width)):  # one axis after the other: fewer sums
+        volume = F.avg_pool3d(volume, window, stride=1)
+    return volume

@@ -510,6 +510,12 @@ def displacement_at(
     return sample(displacement, index[None, None, None])[0, :, 0, 0].T
 
 
+def lengths(vectors: Float[Tensor, "n 3 z y x"]) -> Float[Tensor, "n 1 z y x"]:
+    """Of every vector, in the unit of its components. Much faster than ``norm``, whose sums run across the memory."""
+    x, y, z = vectors.split(1, dim=1)
+    return torch.addcmul(torch.addcmul(x * x, y, y), z, z).sqrt()
+
+
 def index_displacement(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
     """The same displacement in voxels along the index axes."""
     return _apply(np.linalg.inv(grid.axes), displacement)

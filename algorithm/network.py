@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .geometry import Grid, compose, index_displacement, resample, warp, world_displacement
+from .geometry import Grid, compose, index_displacement, lengths, resample, warp, world_displacement
 
 AIR_HU = -1000.0
 LEAST_STEP_VOX = 0.1
@@ -133,16 +133,14 @@ def normalise(hu: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
 
 def downsample(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zh yh xh"]:
     """Half the resolution: (1 3 3 1)/8 along each axis, stride 2; belongs to ``grid.coarsened(2)``."""
-    channels = volume.shape[1]
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=volume.dtype, device=volume.device) / 8
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = 4
-        stride, pad = [1, 1, 1], [0] * 6
-        stride[axis] = 2
-        pad[2 * (2 - axis)] = pad[2 * (2 - axis) + 1] = 1
-        kernel = taps.reshape(shape).expand(channels, 1, *shape[2:])
-        volume = F.conv3d(F.pad(volume, pad, mode="replicate"), kernel, stride=stride, groups=channels)
+    for axis in (2, 3, 4):  # sums of every second voxel: several times faster than convolutions of one channel
+        pad = [0] * 6
+        pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = 1
+        padded = F.pad(volume, pad, mode="replicate")
+        before, left, right, after = (
+            padded[(slice(None),) * axis + (slice(start, start + volume.shape[axis] - 1, 2),)] for start in range(4)
+        )
+        volume = (left + right).mul_(3).add_(before).add_(after).div_(8)
     return volume
 
 
@@ -228,5 +226,5 @@ class Cascade(nn.Module):
         warped = warp(moving, moving_grid, None if so_far is None else resample(*so_far, grid), grid)
         level_grid = grid.coarsened(factor)
         step = self.predict_level(level, downsample_by(fixed, factor), downsample_by(warped, factor), level_grid)
-        step_vox = float(index_displacement(step.detach(), level_grid).norm(dim=1).mean())
+        step_vox = float(lengths(index_displacement(step.detach(), level_grid)).mean())
         return ((step if so_far is None else compose(step, level_grid, *so_far)), level_grid), step_vox

@@ -29,6 +29,7 @@ from scipy.optimize import minimize
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from .adam import Adam
 from .control_grid import smoothed, unsmoothed
 from .errors import InputError
 from .geometry import Affine, Grid, inside, linear_index_map, moving_index, resample, sample, validity
@@ -312,16 +313,12 @@ def _deformed(
     grid = fixed.grid.resized((x, y, z))
     voxel_mm = torch.tensor(fixed.grid.spacing).reshape(1, 3, 1, 1, 1)
     control = (unsmoothed(resample(start, start_grid, grid), SMOOTHING) / voxel_mm).requires_grad_()
-    optimiser = torch.optim.Adam([control], lr=settings.deformed_step_vox, eps=FLAT)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
+    adam = Adam(control, settings.deformed_step_vox, steps, FLAT)
     for _ in range(steps):
         u = smoothed(control, SMOOTHING) * voxel_mm
         index = moving_index(fixed.grid, moving.grid, resample(u, grid, fixed.grid), affine, u)
         value, _ = _image_terms(fixed, moving, index, settings, settings.deformed_window)
-        optimiser.zero_grad()
-        (value + settings.diffusion * diffusion(u, grid)).backward()
-        optimiser.step()
-        schedule.step()
+        adam.descend(value + settings.diffusion * diffusion(u, grid))
     return (smoothed(control, SMOOTHING) * voxel_mm).detach(), grid
 
 

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from .adam import Adam
 from .control_grid import smoothed, unsmoothed
 from .geometry import (
     Affine,
@@ -32,6 +33,7 @@ from .geometry import (
     index_map,
     inside,
     invert,
+    lengths,
     moving_index,
     needed_part,
     resample,
@@ -164,7 +166,7 @@ def refine(
     back_points = None if keypoints is None else swapped(keypoints, affine)
     backward, back_grid = minimise(moving, fixed, back, back_start, back_grid, settings, back_points)
     undone = invert(backward, back_grid, grid, affine)
-    return Refined((forward + undone) / 2, grid, (forward - undone).norm(dim=1, keepdim=True))
+    return Refined((forward + undone) / 2, grid, lengths(forward - undone))
 
 
 def swapped(keypoints: Keypoints, affine: Affine) -> Keypoints:
@@ -259,18 +261,14 @@ class _Level:
         settings = self.settings
         voxel_mm = torch.tensor(self.grid.spacing, device=self.device).reshape(1, 3, 1, 1, 1)
         control = (unsmoothed(start, settings.smoothing) / voxel_mm).requires_grad_()
-        optimiser = torch.optim.Adam([control], lr=settings.step_vox)
-        schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
+        adam = Adam(control, settings.step_vox, steps)
         value = terms = None
         words = f"Refinement, voxels of {self.grid.spacing[0]:.1f} mm"
         for _ in tqdm(range(steps), words, disable=None, leave=False, bar_format="{l_bar}{bar}| {elapsed}"):
             u = smoothed(control, settings.smoothing) * voxel_mm
             points = None if keypoints is None else [keypoints]
             value, terms = objective(u, control_grid, weights, self._distance(u), keypoints=points)
-            optimiser.zero_grad()
-            value.backward()
-            optimiser.step()
-            schedule.step()
+            adam.descend(value)
         if terms is not None:
             log.debug("refined at %.3g mm: %s", self.grid.spacing[0], {k: round(float(v), 4) for k, v in terms.items()})
         return (smoothed(control, settings.smoothing) * voxel_mm).detach()

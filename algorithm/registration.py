@@ -25,7 +25,7 @@ from .expected_error import ErrorModel, ExpectedError, expected_error
 from .expected_error import warnings as error_warnings
 from .extension import extended
 from .folding import unfold
-from .geometry import invert, resample, validity
+from .geometry import invert, lengths, resample, validity
 from .network import Cascade, downsample, fastest_precision
 from .prepare import Prepared, Subject, prepare
 from .quality import quality, warnings
@@ -192,7 +192,7 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     displacement = displacement.float()
     apart = None
     if backwards and (opinion := second_opinion(there, networks)) is not None:
-        apart = (displacement - resample(opinion, grid.coarsened(), grid)).norm(dim=1, keepdim=True).cpu()
+        apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
     return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
 
 

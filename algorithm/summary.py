@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .geometry import resample
+from .geometry import lengths, resample
 from .interface import Outputs
 from .prepare import Subject
 from .transform import Transform
@@ -26,11 +26,11 @@ def motion(fixed: Subject, transform: Transform) -> dict[str, float]:
     """Mean, 95th percentile and maximum (mm) of the displacement's length in the fixed lungs; empty for thin ones."""
     grid = transform.grid
     lungs = resample(fixed.lungs.mask.float(), fixed.lungs.grid, grid, fill=0.0)[0, 0] > 0.5
-    lengths: Float[Tensor, " n"] = transform.field(grid)[0].norm(dim=0)[lungs]
-    if not len(lengths):
+    moved: Float[Tensor, " n"] = lengths(transform.field(grid))[0, 0][lungs]
+    if not len(moved):
         return {}
-    p95 = lengths.kthvalue(max(1, round(0.95 * len(lengths)))).values  # `quantile` takes 16 million values at most
-    return {"mean": float(lengths.mean()), "p95": float(p95), "max": float(lengths.max())}
+    p95 = moved.kthvalue(max(1, round(0.95 * len(moved)))).values  # `quantile` takes 16 million values at most
+    return {"mean": float(moved.mean()), "p95": float(p95), "max": float(moved.max())}
 
 
 def in_words(results: dict[str, Any], outputs: Outputs) -> list[str]:

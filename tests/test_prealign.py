@@ -82,7 +82,7 @@ def test_a_known_affine_map_is_found_however_the_scan_is_stored(fixed: Scan, sto
     affine = Affine.from_arrays(SHEARED, np.array([12.0, -8.0, 15.0]))
     moving = moved(fixed, affine, placed(ROOMY, affine, FLIPS[storage]))
     assert error_mm(Affine(), affine, fixed) > 15
-    assert error_mm(prealign(fixed, moving), affine, fixed) < 1
+    assert error_mm(prealign(fixed, moving), affine, fixed) < 1.2  # voxels of 8 mm
 
 
 @pytest.mark.parametrize(("degrees", "axis"), [(25, (1, 2, 3)), (40, (1, 2, 3)), (60, (-3, 1, 1)), (80, (2, -1, 0))])

@@ -1,5 +1,8 @@
 """Loops of `algorithm.objective.sampled_correlation`, compiled for the processor at hand when this module is imported.
 
+Compiled code is kept beside this file, or in the user's cache, or where NUMBA_CACHE_DIR says, for the next import.
+Where none of these can be written, it is compiled each time, which takes some seconds.
+
 Every kernel takes a list of runs, rows (z, y, first x, end x) of voxels, and does those from ``first`` to ``end`` of
 the list; parts of a list can be done at once, by threads. Volumes are float32, (z, y, x), vectors (3, z, y, x) with
 components x, y, z. No run touches the border of its volume.
@@ -24,7 +27,12 @@ def kernel(signature: str | None = None) -> Callable[[Function], Function]:
 
     def compiled(function: Function) -> Function:
         plain = inspect.unwrap(function)  # without the checks of types that tests put around
-        return cast(Function, numba.njit(signature, nogil=True)(plain) if signature else numba.njit(nogil=True)(plain))
+        if signature is None:  # becomes part of those that call it
+            return cast(Function, numba.njit(nogil=True)(plain))
+        try:
+            return cast(Function, numba.njit(signature, nogil=True, cache=True)(plain))
+        except Exception:  # whatever is wrong with the files that keep compiled code, it can be compiled anew
+            return cast(Function, numba.njit(signature, nogil=True)(plain))
 
     return compiled
 
