@@ -11,7 +11,7 @@ from .cpus import share_processors
 if TYPE_CHECKING:
     from .api import Registrar, Registration, load, register
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 __all__ = ["Registrar", "Registration", "__version__", "load", "register"]
 
 share_processors()  # before anything imports torch

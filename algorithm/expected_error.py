@@ -33,7 +33,7 @@ MOST_MM = 60.0
 LARGE_MM = 3.0
 MOST_MEAN_MM = 2.0
 MOST_LARGE = 0.07
-"""A larger mean, or a larger share of the lungs beyond `LARGE_MM`, is warned of. Measured: docs/TRUST.md."""
+"""A larger mean, or a larger share of the lungs beyond `LARGE_MM`, is warned of. Measured: docs/trust.md."""
 NOT_KNOWN_MM = -1.0
 """Stands in images where nothing is said."""
 

@@ -29,7 +29,7 @@ LEAST_DETERMINANT = 0.05
 LEAST_DICE = 0.9
 MOST_OUTSIDE = 0.05
 MOST_UNLIKE = 0.3
-"""Beyond these a result is warned of. Measured: see the README, "Can the result be trusted?"."""
+"""Beyond these a result is warned of. Measured: docs/trust.md."""
 
 
 def quality(

@@ -1,6 +1,6 @@
 """Odd and bad inputs, and what has to become of each: a table for tests and users.
 
-    python -m tests.odd_inputs > docs/ROBUSTNESS.md
+    python -m tests.odd_inputs > docs/robustness.md
 
 Every input is made from a phantom pair and given to the main program by tests/test_odd_inputs.py.
 """
@@ -738,7 +738,7 @@ INTRODUCTION = """\
 # Odd and bad inputs
 
 What becomes of them. Each row is made from a phantom pair and run by `tests/test_odd_inputs.py`; this page is written
-by `python -m tests.odd_inputs > docs/ROBUSTNESS.md`. Where nothing else is said it is the fixed scan that is odd, and
+by `python -m tests.odd_inputs > docs/robustness.md`. Where nothing else is said it is the fixed scan that is odd, and
 the rest is as it should be.
 
 - *refused*: exit code 2; the last line on stderr is one sentence with the file, what came and what was expected.
@@ -788,7 +788,7 @@ def row(odd: OddInput) -> str:
 
 
 def document() -> str:
-    """docs/ROBUSTNESS.md."""
+    """docs/robustness.md."""
     lines = [INTRODUCTION]
     for group, inputs in TABLE.items():
         rows = map(row, inputs)

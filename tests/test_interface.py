@@ -270,7 +270,7 @@ def write_result(root: Path, name: str, mark: str | None = None) -> Path:
 
 
 FIELD, WARPED = "images/displacement-field/case.mha", "images/warped-moving/case.mha"
-RESULTS = {"version": "0.1.0", "timings_s": {}, "warnings": []}
+RESULTS = {"version": "1.0.0", "timings_s": {}, "warnings": []}
 
 
 def whole(root: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from phantom.pair import PhantomPair
 from tests.odd_inputs import TABLE, Desk, Made, OddInput, document
 from tests.running import call_main, files_below, pair_options, results
 
-PAGE = Path(__file__).parent.parent / "docs" / "ROBUSTNESS.md"
+PAGE = Path(__file__).parent.parent / "docs" / "robustness.md"
 SAME_MM = 1.0
 """Largest distance from the plain pair's result, in the lungs; a voxel has 8 mm."""
 RIGHT_MM = 3.0

@@ -8,7 +8,7 @@
 
 OUT/<pair> gets fixed.mha and moving.mha (HU, int16, LPS mm) and, where SOURCE has them, fixed_landmarks.csv and
 moving_landmarks.csv (header x,y,z; LPS mm; row by row the same point), fixed_lung_mask.mha and moving_lung_mask.mha.
-A pair that is in OUT already is left alone; one that fails leaves nothing behind. docs/DATASETS.md says more.
+A pair that is in OUT already is left alone; one that fails leaves nothing behind. docs/datasets.md says more.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
     title, find, _ = FINDERS[options.set]
     pairs = find(options)
     if not pairs:
-        raise InputError(f"{options.source}: holds no pair, expected {title}, unpacked (see docs/DATASETS.md)")
+        raise InputError(f"{options.source}: holds no pair, expected {title}, unpacked (see docs/datasets.md)")
     options.out.mkdir(parents=True, exist_ok=True)
     for pair in (pair.swapped() for pair in pairs) if options.swap else pairs:
         if (options.out / pair.name).exists():
