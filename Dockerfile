@@ -36,6 +36,11 @@ RUN python -m pip install --no-cache-dir --target /tmp/npm --requirement require
 COPY algorithm algorithm
 RUN chmod -R a+rX /opt/app
 
+# The entry point is found from any folder (Apptainer starts in the caller's, whatever WORKDIR says), and what lies in
+# that folder is not taken for a module.
+ENV PYTHONPATH=/opt/app \
+    PYTHONSAFEPATH=1
+
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="lung-registration" \

@@ -106,6 +106,17 @@ check_result 54321:54321 socket 4
 check_refusal no_moving moving
 check_refusal not_an_image fixed.mha
 
+# As Apptainer runs it: in the caller's folder, which may hold modules of the same names, with a home that is not there.
+mkdir "$work/caller"
+for module in algorithm imagefiles torch json; do echo 'raise SystemExit("of the caller")' >"$work/caller/$module.py"; done
+mkdir -p "$work/elsewhere/input"
+cp "$work"/names/input/* "$work/elsewhere/input"
+chmod -R a+rX "$work"/{caller,elsewhere}
+given=(--memory 8g --tmpfs /tmp --volume "$work/caller:/caller:ro" --workdir /caller --env HOME=/not/there)
+check_result 54321:54321 elsewhere 3
+docker run --rm "${confined[@]}" "${given[@]}" --user 54321:54321 --entrypoint env "$image" \
+  -u HOME python -m algorithm --version >/dev/null || fail "without HOME it does not start"
+
 given=(--memory 8g --volume "$work/nothing:/tmp:ro")
 check_result 54321:54321 no_scratch 3
 given=(--memory 500m --memory-swap 500m --tmpfs /tmp)

@@ -23,7 +23,7 @@ run_image() {
   mkdir -p "$folder/output"
   chmod 777 "$folder/output"
   docker run --rm --network none --read-only --cap-drop ALL --security-opt no-new-privileges --user "$1" \
-    --memory 4g --shm-size 64m --tmpfs /tmp --volume "$work/passwd:/etc/passwd:ro" \
+    --memory 4g --shm-size 64m --tmpfs /tmp --workdir /tmp --volume "$work/passwd:/etc/passwd:ro" \
     --volume "$folder/input:/input:ro" --volume "$folder/ground_truth:/opt/ml/input/data/ground_truth:ro" \
     --volume "$folder/output:/output" "$image"
 }
