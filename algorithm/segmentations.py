@@ -1,6 +1,6 @@
 """Other programs' lobes as lung masks, as they wrote them.
 
-TotalSegmentator: one file with all its labels (those of version 2), or a folder with a file for each structure.
+TotalSegmentator: one file with all its labels, or a folder with a file for each structure.
 lungmask: its lobes (1 to 5) or lungs (1, 2).
 """
 
@@ -19,8 +19,8 @@ from .errors import InputError
 from .geometry import Grid
 from .images import read_volume, write_image
 
-TOTALSEGMENTATOR = (10, 11, 12, 13, 14)
-"""The five lobes among its labels."""
+TOTALSEGMENTATOR = {2: (10, 11, 12, 13, 14), 1: (13, 14, 15, 16, 17)}
+"""The five lobes among its labels, by its version."""
 MOST_LOBES = 6
 """A file with no label above it holds nothing but lobes or lungs."""
 
@@ -31,13 +31,21 @@ def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
         return _from_folder(path)
     labels, grid = read_volume(path)
     found = sorted(int(label) for label in np.unique(labels) if label > 0)
-    lobes = found if found and found[-1] <= MOST_LOBES else [label for label in found if label in TOTALSEGMENTATOR]
-    if not lobes:
+    mask = np.isin(labels, found if found and found[-1] <= MOST_LOBES else _of_totalsegmentator(labels))
+    if not mask.any():
         raise InputError(
             f"{path}: has the labels {', '.join(map(str, found[:20])) or 'none but 0'}, expected lobes: 1 to "
-            f"{MOST_LOBES} alone, or TotalSegmentator's {TOTALSEGMENTATOR[0]} to {TOTALSEGMENTATOR[-1]}"
+            f"{MOST_LOBES} alone, or TotalSegmentator's {TOTALSEGMENTATOR[2][0]} to {TOTALSEGMENTATOR[2][-1]}"
         )
-    return np.isin(labels, lobes), grid
+    return mask, grid
+
+
+def _of_totalsegmentator(labels: np.ndarray) -> tuple[int, ...]:
+    """The labels of its lobes. A file does not say which version wrote it: what only one of the two calls a lobe is
+    three lobes in that one, and in the other small organs (pancreas and adrenals; oesophagus, trachea and thyroid)."""
+    first, second = TOTALSEGMENTATOR[1], TOTALSEGMENTATOR[2]
+    only = [np.isin(labels, sorted(set(one) - set(other))).sum() for one, other in ((first, second), (second, first))]
+    return first if only[0] > only[1] else second
 
 
 def _from_folder(folder: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
