@@ -9,7 +9,7 @@ from dataclasses import asdict
 from .deliver import deliver
 from .errors import exit_code, stopped_by_signals
 from .images import read_image
-from .interface import field_layout, image_name, prepare_outputs, withdraw
+from .interface import field_layout, image_kind, image_name, prepare_outputs, withdraw
 from .options import Options, parse, parse_serve
 from .prepare import subjects
 from .registration import choose_device, register
@@ -24,7 +24,9 @@ def run(options: Options, weights: LoadedCascade) -> None:
     report = Report(options.steps())
     inputs = options.inputs()
     given = (*inputs.paths(), *options.lobes())
-    wanted = options.wants_page(), options.transforms == "on", options.names == "kind"
+    layout = field_layout(options.field_layout, inputs)
+    kind = image_kind(options.format, inputs.fixed, layout)
+    wanted = options.wants_page(), options.transforms == "on", options.names == "kind", kind
     outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, *wanted)
     device = choose_device(options.device, report)
     report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
@@ -40,7 +42,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})
-    grid, layout = fixed_image.grid, field_layout(options.field_layout, inputs)
+    grid = fixed_image.grid
     del fixed_image, moving_image  # stored in another order than the subjects', they are copies
     insist = options.device == "cuda"
     transform, expected = register(fixed, moving, weights, options.refine, device, report, insist)

@@ -1,19 +1,21 @@
 """The door: scans, masks and fields read from files, checked, and written.
 
 Only here, in `algorithm.dicom`, and where a program holds images (`given`, `api`, `apply`) is SimpleITK used. Files are
-read by `imagefiles`, as in the evaluation; here their content is checked for being a chest. Writing is our own: a
-MetaImage header and raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974 × 3
-float32) is 3 GB.
+read by `imagefiles`, as in the evaluation; here their content is checked for being a chest. Writing is our own, by
+`formats`: a header and raw little-endian slabs, because SimpleITK cannot stream and a full-size field (512 × 512 × 974
+× 3 float32) is 3 GB.
 """
 
+import itertools
 import math
 import os
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,11 +28,10 @@ from imagefiles import remarks as file_remarks
 
 from .dicom import find_series
 from .errors import InputError
+from .formats import RAS, gzipped, header, kind_of
+from .formats import Layout as Layout
 from .geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
 from .network import AIR_HU
-
-Layout = Literal["itk", "grand-challenge"]
-"""How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
 
 SPACING_MM = (0.05, 20.0)
 MIN_VOXELS = 16
@@ -50,7 +51,8 @@ MOST_MISSING = 0.5
 PARTIAL = ".{}.partial"
 """Name of a file that is being written."""
 
-_ELEMENT_TYPES = {torch.float32: "MET_FLOAT", torch.int16: "MET_SHORT", torch.uint8: "MET_UCHAR"}
+BLOCK_BYTES = 2**22
+"""What is written is read again in blocks of that, where it has to be."""
 
 
 @dataclass(frozen=True)
@@ -134,10 +136,10 @@ def read_grid(path: Path) -> Grid:
 
 
 def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
-    """A displacement field (mm, LPS) in either `Layout`; InputError when it is neither, or not finite."""
+    """A displacement field (mm, LPS) as `write_field` writes it; InputError when it is none, or not finite."""
     reader = _open(path)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
-    vectors = len(size) == 3 and components == 3
+    vectors = size[3:] in ((), (1,)) and components == 3
     if not vectors and not (len(size) == 4 and size[3] == 3 and components == 1):
         raise InputError(
             f"{path}: has size {size} and {components} component(s), "
@@ -146,7 +148,7 @@ def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
     grid = _grid(path, *_geometry(reader))
     voxels = _voxels(path, reader)
     if vectors:
-        voxels = np.moveaxis(voxels, -1, 0)
+        voxels = np.moveaxis(voxels.reshape(*grid.shape, 3), -1, 0)
     displacement = np.empty((3, *grid.shape), dtype=np.float32)
     with np.errstate(over="ignore"):
         displacement[:] = voxels
@@ -311,7 +313,7 @@ def canonical(image: Image) -> Image:
 
 
 def write_image(path: Path, voxels: Shaped[Tensor, "1 1 z y x"], grid: Grid) -> None:
-    """A float32, int16 or uint8 volume as an uncompressed .mha file; errors as in `write_image_slabs`."""
+    """A float32, int16 or uint8 volume; formats and errors as in `write_image_slabs`."""
     write_image_slabs(path, grid, [voxels], voxels.dtype)
 
 
@@ -320,31 +322,53 @@ def write_image_slabs(
 ) -> None:
     """The same from slabs along z, in order, each written as it comes; they may differ in thickness.
 
-    All or nothing, see `atomically`. ValueError when the slabs are not of ``dtype`` or do not fill the grid. The header
-    holds ``comment``, a line that readers pass over.
+    An .mha (uncompressed), .nrrd (likewise) or .nii.gz file, as the name says. All or nothing, see `atomically`.
+    ValueError when the slabs are not of ``dtype`` or do not fill the grid. The file begins with a ``comment``, which
+    readers pass over.
     """
-    header = _meta_header(grid, dtype, comment=comment)
+    kind = kind_of(path)
+    values = (_raw(slab) for _, slab in _counted(slabs, grid, 1, dtype))
+    pieces: Iterator[Any] = itertools.chain([header(kind, grid, dtype, comment=comment)], values)
     with atomically(path) as file:
-        file.write(header)
-        for _, slab in _counted(slabs, grid, 1, dtype):
-            file.write(_raw(slab))
+        file.writelines(gzipped(pieces, comment) if kind == ".nii.gz" else pieces)
 
 
 def write_field(
     path: Path, grid: Grid, slabs: Iterable[Float32[Tensor, "1 3 d y x"]], layout: Layout, comment: str = ""
 ) -> None:
-    """A displacement field (mm, LPS) as an uncompressed float32 .mha file, from slabs as in `write_image_slabs`."""
-    header = _meta_header(grid, torch.float32, layout, comment)
-    row_bytes = 4 * grid.size[0] * grid.size[1]
+    """A displacement field (mm, LPS) in float32, from slabs as in `write_image_slabs`; `algorithm.formats` says how.
+
+    NIfTI wants one component after the other and compressed: for as long as it is written, as many bytes as the field
+    has lie in a nameless file beside it, so that no more than a slab is in memory.
+    """
+    kind = kind_of(path)
+    head = header(kind, grid, torch.float32, layout, comment)
+    counted = _counted(slabs, grid, 3, torch.float32)
     with atomically(path) as file:
-        file.write(header)
-        for z, slab in _counted(slabs, grid, 3, torch.float32):
-            if layout == "itk":
+        if layout == "grand-challenge":
+            _write_components(file, head, grid, counted)
+        elif kind == ".nii.gz":
+            with tempfile.TemporaryFile(dir=path.parent) as whole:
+                _write_components(whole, head, grid, counted, RAS)
+                whole.seek(0)
+                file.writelines(gzipped(iter(lambda: whole.read(BLOCK_BYTES), b""), comment))
+        else:
+            file.write(head)
+            for _, slab in counted:
                 file.write(_raw(torch.stack(slab[0].unbind(), dim=-1)))  # five times faster than permute
-                continue
-            for component in range(3):
-                file.seek(len(header) + (component * grid.size[2] + z) * row_bytes)
-                file.write(_raw(slab[0, component]))
+
+
+def _write_components(
+    file: BinaryIO | IO[bytes], head: bytes, grid: Grid, slabs: Iterator[tuple[int, Tensor]],
+    signs: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> None:  # fmt: skip
+    """The components one after the other, each times its sign."""
+    row_bytes = 4 * grid.size[0] * grid.size[1]
+    file.write(head)
+    for z, slab in slabs:
+        for component, sign in enumerate(signs):
+            file.seek(len(head) + (component * grid.size[2] + z) * row_bytes)
+            file.write(_raw(slab[0, component] if sign == 1 else sign * slab[0, component]))
 
 
 @contextmanager
@@ -387,35 +411,3 @@ def _counted(slabs: Iterable[Tensor], grid: Grid, channels: int, dtype: torch.dt
 def _raw(slab: Tensor) -> memoryview:
     array = slab.detach().cpu().numpy()
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data
-
-
-def _meta_header(grid: Grid, dtype: torch.dtype, layout: Layout | None = None, comment: str = "") -> bytes:
-    """A MetaImage header. TransformMatrix lists the world direction of each index axis in turn: the columns of D."""
-    if dtype not in _ELEMENT_TYPES:
-        raise ValueError(f"voxels of {dtype}, expected one of {', '.join(map(str, _ELEMENT_TYPES))}")
-    size, spacing, origin, direction = list(grid.size), list(grid.spacing), list(grid.origin), np.array(grid.direction)
-    if layout == "grand-challenge":
-        size, spacing, origin = [*size, 3], [*spacing, 1.0], [*origin, 0.0]
-        direction = np.pad(direction, (0, 1))
-        direction[3, 3] = 1
-    lines = {
-        "ObjectType": "Image",
-        **({"Comment": comment} if comment else {}),
-        "NDims": len(size),
-        "BinaryData": True,
-        "BinaryDataByteOrderMSB": False,
-        "CompressedData": False,
-        "TransformMatrix": _numbers(direction.T.ravel()),
-        "Offset": _numbers(origin),
-        "ElementSpacing": _numbers(spacing),
-        "DimSize": " ".join(map(str, size)),
-        **({"ElementNumberOfChannels": 3} if layout == "itk" else {}),
-        "ElementType": _ELEMENT_TYPES[dtype],
-        "ElementDataFile": "LOCAL",
-    }
-    return "".join(f"{key} = {value}\n" for key, value in lines.items()).encode()
-
-
-def _numbers(values: Iterable[float]) -> str:
-    """Shortest decimal forms that read back as the same float64."""
-    return " ".join(repr(float(v)) for v in values)

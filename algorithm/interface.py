@@ -22,6 +22,8 @@ from imagefiles import ENDINGS, ending
 
 from .dicom import holds_dicom
 from .errors import InputError
+from .formats import ENDINGS as WRITTEN
+from .formats import beginning
 from .images import PARTIAL, Layout, atomically
 from .inputs import PLATFORM_FILE as PLATFORM_FILE
 from .inputs import Inputs as Inputs
@@ -31,8 +33,8 @@ SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-
 REQUIRED = ("fixed", "moving")
 KINDS = ("displacement-field", "warped-moving", "expected-error")
 """The folders of the results in images/."""
-SUFFIXES = ("_field", "_warped")
-"""What their names may end in, so that both can lie in one folder."""
+SUFFIXES = ("_field", "_warped", "_error")
+"""What their names may end in, so that all can lie in one folder."""
 TRANSFORMS = ("transform.h5", "inverse.h5")
 """For other programs, beside results.json: from the fixed to the moving scan, and back."""
 TRANSFORM_MARK = "Comment"
@@ -53,6 +55,7 @@ class Outputs:
 
     displacement_field: Path
     warped_moving: Path
+    expected_error: Path
     results: Path
     inputs: tuple[Path, ...] = ()
     """Of the case: neither removed nor written over, wherever they lie."""
@@ -60,11 +63,6 @@ class Outputs:
     """Those of `TRANSFORMS`, or none."""
     page: Path | None = None
     """report.html; None where it is not wanted."""
-
-    @property
-    def expected_error(self) -> Path:
-        """Beside the field, in a folder of its own."""
-        return self.displacement_field.parent.parent / KINDS[2] / self.displacement_field.name
 
     def check(self) -> None:
         """InputError where a result would take the place of a file that is none of this program's, or an input."""
@@ -76,8 +74,14 @@ class Outputs:
             _check_replaceable(transform, kept, is_own_transform(transform))
         if _exists(self.results):
             _check_replaceable(self.results, kept, is_own_results(self.results))
-        if self.page is not None and _exists(self.page):
-            _check_replaceable(self.page, kept, is_own_page(self.page))
+        if self.page is not None:
+            check_page(self.page, self.inputs)
+
+
+def check_page(page: Path, inputs: Iterable[Path]) -> None:
+    """InputError where the page would take the place of a file that is none of this program's, or of an input."""
+    if _exists(page):
+        _check_replaceable(page, _identities(inputs), is_own_page(page))
 
 
 # --- input -----------------------------------------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def _find_inputs(root: Path) -> Inputs:
     for role in REQUIRED:
         in_folders[role] += _candidates(root / "images" / SLUGS[role], role)
     by_name = {
-        role: [p for p in _images(root, links=True) if image_name(p).replace("_", "-") == role] for role in SLUGS
+        role: [p for p in images_in(root, links=True) if image_name(p).replace("_", "-") == role] for role in SLUGS
     }
     for role in REQUIRED:
         by_name[role] += _dicom(root / role)
@@ -179,14 +183,14 @@ def _sockets(file: Path) -> dict[str, str]:
 
 def _candidates(folder: Path, role: str) -> list[Path]:
     """The images in the folder, and the folder itself when a DICOM series may lie in it and the role is a scan's."""
-    return _images(folder, links=True) + (_dicom(folder) if role in REQUIRED else [])
+    return images_in(folder, links=True) + (_dicom(folder) if role in REQUIRED else [])
 
 
 def _dicom(folder: Path) -> list[Path]:
     return [folder] if folder.is_dir() and holds_dicom(folder) else []
 
 
-def _images(folder: Path, links: bool = False) -> list[Path]:
+def images_in(folder: Path, links: bool = False) -> list[Path]:
     """Files in the folder with a supported ending, hidden ones left out; none when there is no folder.
 
     With ``links`` also those to nothing, so that reading them tells of it.
@@ -234,18 +238,24 @@ def prepare_outputs(
     page: bool = False,
     transforms: bool = False,
     suffixes: bool = False,
+    kind: str = ".mha",
 ) -> Outputs:
-    """Where the results of the case ``name`` go, with page, `TRANSFORMS` and `SUFFIXES` if they are wanted. Makes
-    nothing, so that a run that fails leaves nothing behind.
+    """Where the results of the case ``name`` go, with page, `TRANSFORMS` and `SUFFIXES` if they are wanted; the names
+    of images end in ``kind``. Makes nothing, so that a run that fails leaves nothing behind.
 
     InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
     any time is spent on the registration.
     """
     if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
         raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
+    field, warped, error = (
+        root / "images" / folder / f"{name}{suffix if suffixes else ''}{kind}"
+        for folder, suffix in zip(KINDS, SUFFIXES, strict=True)
+    )
     outputs = Outputs(
-        root / "images" / KINDS[0] / f"{name}{SUFFIXES[0] if suffixes else ''}.mha",
-        root / "images" / KINDS[1] / f"{name}{SUFFIXES[1] if suffixes else ''}.mha",
+        field,
+        warped,
+        error,
         root / RESULTS,
         tuple(inputs),
         tuple(root / file for file in TRANSFORMS) if transforms else (),
@@ -360,7 +370,7 @@ def result_mark(path: Path) -> str:
     """The comment in the header of a result that is written as ``path``. It tells that from every other file.
 
     A file that was renamed has another mark than its name asks for, and programs that change an image write a header
-    of their own: ITK passes the comment over.
+    of their own, see `algorithm.formats`.
     """
     name = f"{path.parent.name}/{path.name}".encode(errors="surrogateescape")
     return f"written by lung-registration as {hashlib.sha256(name).hexdigest()[:32]}"
@@ -368,7 +378,8 @@ def result_mark(path: Path) -> str:
 
 def is_own_image(path: Path) -> bool:
     """Whether it is a result that this program wrote under this name, as it was written."""
-    return _begins_with(path, f"ObjectType = Image\nComment = {result_mark(path)}\nNDims = ".encode())
+    expected = beginning(path, result_mark(path))
+    return expected is not None and _begins_with(path, expected)
 
 
 def _begins_with(path: Path, expected: bytes) -> bool:
@@ -416,7 +427,7 @@ def is_own_page(path: Path) -> bool:
 
 def _in_the_way(path: Path) -> list[Path]:
     """The images in the folder of ``path``, and whatever has that name itself."""
-    others = _images(path.parent)
+    others = images_in(path.parent)
     return others if path in others or not _exists(path) else [*others, path]
 
 
@@ -465,7 +476,7 @@ def remove_own_texts(root: Path) -> None:
 
 def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
     kept = _identities(but)
-    for image in (image for folder in folders for image in _images(folder)):
+    for image in (image for folder in folders for image in images_in(folder)):
         if is_own_image(image) and _identities([image]).isdisjoint(kept):
             image.unlink()
             log.info("removed, the result of an earlier run: %s", image)
@@ -496,6 +507,13 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
     write_text(path, text + "\n")  # a lone surrogate's \udcff is valid JSON
 
 
+def paths_from(folder: Path, **files: Path) -> dict[str, str]:
+    """For results.json: where files lie, as seen from a folder, by their names there; without those that are not there
+    (scans in memory)."""
+    start = folder.resolve()
+    return {name: os.path.relpath(file.resolve(), start) for name, file in files.items() if file.exists()}
+
+
 def write_text(path: Path, text: str) -> None:
     """A file in UTF-8, all or nothing; what cannot be in it is escaped."""
     with atomically(path) as file:
@@ -522,3 +540,13 @@ def field_layout(option: Literal["auto", "itk", "grand-challenge"], inputs: Inpu
     if option != "auto":
         return option
     return "grand-challenge" if inputs.platform else "itk"
+
+
+def image_kind(option: Literal["auto", "mha", "nii.gz", "nrrd"], fixed: Path, layout: Layout) -> str:
+    """The ending of the images that are written: the one asked for; by itself that of the ``fixed`` image where it can
+    be written, and .mha for others (DICOM). InputError for anything but .mha in grand-challenge's layout."""
+    if layout == "grand-challenge":
+        if option not in ("auto", "mha"):
+            raise InputError(f"--format {option}: grand-challenge.org's layout of a field needs mha, expected that")
+        return ".mha"
+    return f".{option}" if option != "auto" else WRITTEN.get(ending(fixed) or "", ".mha")

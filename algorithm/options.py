@@ -25,6 +25,7 @@ no displacement at all there.
 """
 Switch = Literal["on", "off"]
 Names = Literal["case", "kind"]
+Format = Literal["auto", "mha", "nii.gz", "nrrd"]
 Page = Literal["auto", "on", "off"]
 
 HELP = {
@@ -43,7 +44,9 @@ HELP = {
     "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
     "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
     "around the fixed lungs only",
-    "names": "of the images. case: both that of the fixed image; kind: with _field and _warped after it",
+    "format": "of the field, the warped image and the expected error. auto: as the fixed image, where that is one of "
+    "these; otherwise, and on grand-challenge.org, mha",
+    "names": "of the images. case: both that of the fixed image; kind: with _field, _warped and _error after it",
     "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
     "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
 }
@@ -66,6 +69,7 @@ class Options:
     refine: Refine = "full"
     field_layout: FieldLayout = "auto"
     field_grid: FieldGrid = "fixed"
+    format: Format = "mha"
     names: Names = "case"
     transforms: Switch = "off"
     report: Page = "auto"

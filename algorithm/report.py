@@ -25,6 +25,7 @@ STAGES = {
     "write field": "Writing the displacement field",
     "write warped": "Writing the warped scan",
     "write expected error": "Writing the expected error",
+    "write transforms": "Writing the transforms",
     "write page": "Making the page to look at",
 }
 """The steps of a run: names of the timings in results.json, and words for them."""

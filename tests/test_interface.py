@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -18,6 +19,7 @@ from algorithm.interface import (
     Inputs,
     field_layout,
     find_inputs,
+    image_kind,
     image_name,
     prepare_outputs,
     result_mark,
@@ -230,6 +232,31 @@ def test_names_that_say_what_the_images_are(tmp_path):
     outputs = prepare_outputs(tmp_path, "a", suffixes=True)
     assert outputs.displacement_field == tmp_path / "images" / "displacement-field" / "a_field.mha"
     assert outputs.warped_moving == tmp_path / "images" / "warped-moving" / "a_warped.mha"
+    assert outputs.expected_error == tmp_path / "images" / "expected-error" / "a_error.mha"
+    outputs = prepare_outputs(tmp_path, "a", kind=".nii.gz")
+    assert outputs.warped_moving == tmp_path / "images" / "warped-moving" / "a.nii.gz"
+
+
+@pytest.mark.parametrize(
+    ("option", "fixed", "layout", "kind"),
+    [
+        ("auto", "a.nii.gz", "itk", ".nii.gz"),
+        ("auto", "a.NII", "itk", ".nii.gz"),
+        ("auto", "a.nrrd", "itk", ".nrrd"),
+        ("auto", "a.mhd", "itk", ".mha"),
+        ("auto", "dicom", "itk", ".mha"),
+        ("mha", "a.nii.gz", "itk", ".mha"),
+        ("nrrd", "dicom", "itk", ".nrrd"),
+        ("auto", "a.nii.gz", "grand-challenge", ".mha"),
+    ],
+)
+def test_images_are_written_in_the_format_of_the_fixed_one(option, fixed, layout, kind):
+    assert image_kind(option, Path(fixed), layout) == kind
+
+
+def test_the_platform_takes_mha_only():
+    with pytest.raises(InputError, match=r"--format nrrd: .* expected that"):
+        image_kind("nrrd", Path("a.nrrd"), "grand-challenge")
 
 
 def test_prepare_outputs_makes_nothing(tmp_path):
@@ -270,6 +297,8 @@ def write_result(root: Path, name: str, mark: str | None = None) -> Path:
 
 
 FIELD, WARPED = "images/displacement-field/case.mha", "images/warped-moving/case.mha"
+FORMATS = (".mha", ".nrrd", ".nii.gz")
+WARPED_IN = "images/warped-moving"
 RESULTS = {"version": "1.0.0", "timings_s": {}, "warnings": []}
 
 
@@ -289,9 +318,18 @@ def read_and_write(path: Path) -> None:
     sitk.WriteImage(sitk.ReadImage(str(path)), str(path))
 
 
+def by_nibabel(path: Path) -> None:
+    """With the header that it had."""
+    image = nibabel.load(path)
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine, image.header), path)
+
+
 FOREIGN = {
     "another name": lambda root: touch(root, "images/displacement-field/patient.mha"),
     "another format": lambda root: touch(root, "images/warped-moving/own.nrrd"),
+    "a result in another format, changed": lambda root: read_and_write(write_result(root, f"{WARPED_IN}/a.nrrd")),
+    "a result in NIfTI, changed": lambda root: read_and_write(write_result(root, f"{WARPED_IN}/a.nii.gz")),
+    "a result in NIfTI, changed by nibabel": lambda root: by_nibabel(write_result(root, f"{WARPED_IN}/a.nii.gz")),
     "the name of the result": lambda root: touch(root, WARPED),
     "the name of the result, but a folder": lambda root: (root / WARPED).mkdir(parents=True),
     "the name of the result, but a link to nothing": lambda root: (
@@ -338,7 +376,8 @@ def test_what_this_program_did_not_write_is_refused_and_stays(tmp_path, kind):
 
 def test_what_this_program_wrote_is_no_obstacle(tmp_path):
     write_case(tmp_path)
-    write_result(tmp_path, "images/displacement-field/another case.mha")
+    for kind in FORMATS:
+        write_result(tmp_path, f"images/displacement-field/another case{kind}")
     touch(tmp_path, "images/displacement-field/notes.txt", "images/warped-moving/.hidden.mha", "notes.mha")
     prepare_outputs(tmp_path, "case", page=True)
 
