@@ -27,9 +27,9 @@ from .expected_error import ExpectedError
 from .geometry import Grid, jacobian_determinant
 from .given import Given, scan, volume
 from .images import Image
-from .interface import TRANSFORMS, image_name, prepare_outputs, withdraw
+from .interface import TRANSFORMS, image_kind, image_name, prepare_outputs, withdraw
 from .inverse import Inverse, framed, inverse
-from .options import Device, FieldGrid, Refine
+from .options import Device, FieldGrid, Format, Refine
 from .prepare import Subject, subjects
 from .registration import choose_device
 from .registration import register as register_subjects
@@ -85,6 +85,14 @@ class Registration:
         """The volume in the moving scan over that in the fixed one, around points of the fixed scan."""
         return self._result.jacobian_at(_points(fixed_mm))
 
+    def expected_error_at(self, fixed_mm: Points | Sequence[Sequence[float]]) -> Float[np.ndarray, " p"]:
+        """How far (mm) the map is probably from the truth at points of the fixed scan; -1 outside the lungs and where
+        the moving image does not show them. InputError where the result does not say."""
+        found = self._result.expected_error_at(_points(fixed_mm))
+        if found is None:
+            raise InputError("the result has no expected error: the weights that it was made with do not tell")
+        return found
+
     def jacobian(self) -> sitk.Image:
         """The same as an image, on the grid that the field was computed on: around the fixed lungs, in steps of mm."""
         transform = self._result.transform
@@ -95,11 +103,11 @@ class Registration:
     def expected_error(self) -> sitk.Image:
         """How far (mm) the field is probably from the truth, in the lungs, on the grid that it is estimated on.
 
-        -1 where nothing is said. InputError for a result that was loaded, or whose weights cannot tell.
+        -1 where nothing is said. InputError where the result does not say.
         """
-        if self._case is None or self._case.expected is None:
-            raise InputError("there is no expected error at hand, expected a registration that was just done")
-        expected = self._case.expected
+        expected = self._result.expected
+        if expected is None:
+            raise InputError("the result has no expected error: the weights that it was made with do not tell")
         return placed(sitk.GetImageFromArray(expected.at(expected.grid)[0, 0].numpy()), expected.grid)
 
     def warp(
@@ -146,13 +154,15 @@ class Registration:
         field_grid: FieldGrid = "fixed",
         transforms: bool = True,
         page: bool = True,
+        format: Format = "auto",
     ) -> None:
         """Writes what the command writes, byte by byte but for the timings; InputError where it would, too."""
         if self._case is None:
             raise InputError("the registration was loaded, expected one that was just done; its folder can be copied")
         case, root = self._case, Path(folder)
         inputs = [path for path in (case.fixed.image.path, case.moving.image.path) if path.exists()]
-        outputs = prepare_outputs(root, image_name(case.fixed.image.path), inputs, page, transforms, suffixes=True)
+        name, kind = image_name(case.fixed.image.path), image_kind(format, case.fixed.image.path, "itk")
+        outputs = prepare_outputs(root, name, inputs, page, transforms, suffixes=True, kind=kind)
         withdraw(root, False, inputs)
         deliver(
             outputs, case.grid, case.transform, case.fixed, case.moving, "itk", case.report, field_grid, case.expected
@@ -223,7 +233,7 @@ def load(folder: str | os.PathLike[str]) -> Registration:
 
 def _registration(case: _Case) -> Registration:
     whole = framed(case.transform)
-    result = Result(whole, case.report.to_dict(), case.fixed.lungs, case.moving.lungs)
+    result = Result(whole, case.report.to_dict(), case.fixed.lungs, case.moving.lungs, case.expected)
     return Registration(result, inverse(whole, case.moving.lungs), case)
 
 

@@ -18,6 +18,7 @@ from .images import Layout, write_field, write_image_slabs
 from .interface import (
     PAGE_MARK,
     Outputs,
+    paths_from,
     remove_own_image,
     remove_own_texts,
     remove_own_transforms,
@@ -77,7 +78,9 @@ def deliver(
         remove_own_transforms(outputs.results.parent, (*outputs.inputs, *outputs.transforms))
         if outputs.transforms:
             with report.timed("write transforms"):
-                report.set(inverse_residual_mm=write_both_ways(outputs, transform, fixed.lungs, moving.lungs))
+                residual = write_both_ways(outputs, transform, fixed.lungs, moving.lungs, expected)
+                report.set(inverse_residual_mm=residual)
+        report.set(paths=paths_from(outputs.results.parent, fixed=fixed.image.path, moving=moving.image.path))
         report.set(**figures(fixed, moving, transform))
         if outputs.page is not None:
             write_page(outputs.page, Pair(fixed, moving, transform, expected), report)
@@ -149,13 +152,17 @@ def unfolded(
 
 
 def write_both_ways(
-    outputs: Outputs, transform: Transform, fixed_lungs: LungMask, moving_lungs: LungMask
+    outputs: Outputs,
+    transform: Transform,
+    fixed_lungs: LungMask,
+    moving_lungs: LungMask,
+    expected: ExpectedError | None,
 ) -> dict[str, float]:
     """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
     there, back = outputs.transforms
     whole = framed(transform)
     undo = inverse(whole, moving_lungs)
-    write_transform(there, whole, fixed_lungs)
+    write_transform(there, whole, fixed_lungs, expected)
     write_inverse(back, undo, moving_lungs)
     rest = residual_mm(whole, undo, moving_lungs)
     return {"mean": float(rest.mean()), "p99": float(np.quantile(rest, 0.99)), "max": float(rest.max())}

@@ -16,12 +16,13 @@ Nothing is said outside the lungs, nor where the moving image does not show them
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .errors import InputError
-from .geometry import Grid, resample
+from .geometry import Grid, resample, sample
 from .objective.local_correlation import box_sum
 
 OFFSET_MM = 0.1
@@ -34,6 +35,8 @@ LARGE_MM = 3.0
 MOST_MEAN_MM = 2.0
 MOST_LARGE = 0.07
 """A larger mean, or a larger share of the lungs beyond `LARGE_MM`, is warned of. Measured: docs/trust.md."""
+LEAST_SHARE = 0.5
+"""Of the voxels around a place, by their weights, so many must say something."""
 NOT_KNOWN_MM = -1.0
 """Stands in images where nothing is said."""
 
@@ -82,7 +85,20 @@ class ExpectedError:
     grid: Grid
     """In the fixed world."""
 
-    def at(self, grid: Grid, elsewhere: float = NOT_KNOWN_MM, least: float = 0.5) -> Float[Tensor, "1 1 z y x"]:
+    @classmethod
+    def from_image(cls, values: Float[Tensor, "1 1 z y x"], grid: Grid) -> "ExpectedError":
+        """From what `at` gave: mm, and `NOT_KNOWN_MM` where nothing is said."""
+        return cls(values.clamp(min=0), (values >= 0).to(values), grid)
+
+    def at_points(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
+        """The same as `at`, at points of the fixed scan (mm, LPS)."""
+        both = torch.cat([self.mm * self.known, self.known], dim=1)
+        index = torch.from_numpy(self.grid.to_index(points_mm)).to(both)[None, None, None]
+        total, share = sample(both, index, fill=0.0)[0, :, 0, 0].double().numpy()
+        found: np.ndarray = np.where(share >= LEAST_SHARE, total / np.maximum(share, 1e-6), NOT_KNOWN_MM)
+        return found
+
+    def at(self, grid: Grid, elsewhere: float = NOT_KNOWN_MM, least: float = LEAST_SHARE) -> Float[Tensor, "1 1 z y x"]:
         """On another grid; ``elsewhere`` where less than the share ``least`` of what is between is known."""
         both = torch.cat([self.mm * self.known, self.known], dim=1)
         total, share = resample(both, self.grid, grid, fill=0.0).split(1, dim=1)

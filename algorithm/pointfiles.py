@@ -142,7 +142,8 @@ def _with(row: list[str], places: list[int], point: Float[np.ndarray, " 3"], len
 
 
 def _sentence(notes: Notes, number: int) -> str:
-    return "; ".join(f"{name} {cells[number]}" for name, cells in notes.items())
+    """Without those that are empty."""
+    return "; ".join(f"{name} {cells[number]}" for name, cells in notes.items() if cells[number])
 
 
 # --- 3D Slicer's markups ---------------------------------------------------------------------------------------------

@@ -42,13 +42,17 @@ def check_new(out: Path, overwrite: bool, *sources: Path) -> None:
 def notes_of(
     result: Result, points_mm: Float[np.ndarray, "p 3"], mapped_mm: Float[np.ndarray, "p 3"], of: Scan
 ) -> dict[str, list[str]]:
-    """What is known of each point: whether it lies in the lungs of its own scan, and how volume changes on its way."""
-    notes = {}
+    """What is known of each point: whether it lies in the lungs of its own scan, how volume changes on its way, and how
+    far its new place is probably from the truth (mm; empty where nothing is said of that)."""
+    notes, fixed_mm = {}, points_mm if of == "fixed" else mapped_mm
     inside = result.in_lungs(points_mm, of)
     if inside is not None:
         notes["in_lungs"] = ["yes" if value else "no" for value in inside]
-    jacobian = result.jacobian_at(points_mm if of == "fixed" else mapped_mm)
+    jacobian = result.jacobian_at(fixed_mm)
     notes["jacobian"] = [f"{value:.4f}" for value in (jacobian if of == "fixed" else 1 / jacobian)]
+    expected = result.expected_error_at(fixed_mm)
+    if expected is not None:
+        notes["expected_error_mm"] = [f"{value:.2f}" if value >= 0 else "" for value in expected]
     return notes
 
 

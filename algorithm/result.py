@@ -5,6 +5,7 @@ forward map, while *points* of the moving scan go to the fixed one by the invers
 """
 
 import json
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,13 +17,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .errors import InputError
+from .expected_error import ExpectedError
 from .geometry import Grid, resample
-from .images import read_field
-from .interface import KINDS, TRANSFORMS
+from .images import read_field, read_volume
+from .interface import KINDS, RESULTS, TRANSFORMS, images_in
 from .inverse import at_points, coarse, derivative, moved, undone
 from .lungs import LungMask
 from .transform import Transform
-from .transformfiles import read_lungs, read_transform
+from .transformfiles import read_expected_error, read_lungs, read_transform
 
 Scan = Literal["fixed", "moving"]
 
@@ -45,6 +47,7 @@ class Result:
     """results.json."""
     fixed_lungs: LungMask | None = None
     moving_lungs: LungMask | None = None
+    expected: ExpectedError | None = None
 
     def to_moving(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
         """Where points of the fixed scan lie in the moving one."""
@@ -74,6 +77,11 @@ class Result:
         """Whether points lie in the lungs of their own scan; None where these were not kept."""
         lungs = self.fixed_lungs if of == "fixed" else self.moving_lungs
         return None if lungs is None else _inside(lungs, points_mm)
+
+    def expected_error_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"] | None:
+        """How far the map is probably from the truth (mm) at points of the fixed scan; -1 outside the lungs and where
+        the moving image does not show them. None where the result does not say."""
+        return None if self.expected is None else self.expected.at_points(np.asarray(fixed_mm, np.float64))
 
     def grid(self, of: Scan) -> Grid:
         """The grid of a scan as it was given; InputError where it was not kept."""
@@ -110,17 +118,44 @@ def _inside(lungs: LungMask, points_mm: Float[np.ndarray, "p 3"]) -> Bool[np.nda
 
 def read_result(folder: Path) -> Result:
     """What a run wrote into ``folder``: transform.h5, or else the field. InputError where there is neither."""
-    figures = _figures(folder / "results.json")
+    figures = read_figures(folder)
     there, back = (folder / name for name in TRANSFORMS)
     if "inverse_residual_mm" in figures:
-        return Result(read_transform(there), figures, read_lungs(there), read_lungs(back))
-    fields = sorted((folder / "images" / KINDS[0]).glob("*.mha"))
+        expected = read_expected_error(there) or _expected_error(folder)
+        return Result(read_transform(there), figures, read_lungs(there), read_lungs(back), expected)
+    fields = images_in(folder / "images" / KINDS[0])
     if len(fields) != 1:
         raise InputError(f"{folder}: has no {there.name} and {len(fields)} displacement fields, expected one of a kind")
-    return Result(Transform(*read_field(fields[0])), figures)
+    return Result(Transform(*read_field(fields[0])), figures, expected=_expected_error(folder))
 
 
-def _figures(path: Path) -> dict[str, Any]:
+def _expected_error(folder: Path) -> ExpectedError | None:
+    """From its image; None without one."""
+    images = images_in(folder / "images" / KINDS[2])
+    if len(images) != 1:
+        return None
+    values, grid = read_volume(images[0])
+    return ExpectedError.from_image(torch.from_numpy(values.astype(np.float32))[None, None], grid)
+
+
+def scan_path(folder: Path, figures: dict[str, Any], of: Scan, given: Path | None = None) -> Path:
+    """The file or folder of a scan: the ``given`` one, or where results.json says that it lay. InputError where it is
+    not there."""
+    if given is None:
+        said = (figures.get("paths") or {}).get(of)
+        if said is None:
+            raise InputError(f"{folder}: results.json does not say where the {of} scan lies, expected --{of} with it")
+        given = Path(os.path.normpath(folder.resolve() / said))
+        if not given.exists():
+            raise InputError(f"{given}: the {of} scan is not there any more, expected --{of} with its new place")
+    elif not given.exists():
+        raise InputError(f"{given}: there is no such file or folder, expected the {of} scan")
+    return given
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """What results.json says; InputError where there is none."""
+    path = folder / RESULTS
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:

@@ -1,7 +1,8 @@
 """`transform.h5` and `inverse.h5`: transforms as ITK has them in HDF5, which ANTs and 3D Slicer read as well.
 
 Both are composites of an affine map and displacement fields; of a composite's parts, ITK applies the last one first.
-The lungs of the scan whose points are mapped lie in a group beside the transform's, which other programs pass over.
+The lungs of the scan whose points are mapped lie beside the transform's group, and so does the expected error; other
+programs pass over them.
 They are written by h5py and not by SimpleITK, which compresses nothing, stores twice the digits, and writes down on
 which operating system it ran.
 """
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
+from .expected_error import ExpectedError
 from .geometry import Affine, Grid
 from .images import atomically
 from .interface import TRANSFORM_MARK, transform_mark
@@ -32,13 +34,15 @@ CHUNK = 2**18
 """Numbers that are compressed together, 1 MB."""
 _COMPOSITE = "CompositeTransform_double_3_3"
 _AFFINE = "AffineTransform_double_3_3"
-_LUNGS, _GRID = "LungMask", "Grid"
+_LUNGS, _ERROR, _GRID = "LungMask", "ExpectedError", "Grid"
 _FIELD = "DisplacementFieldTransform_double_3_3"
 
 
-def write_transform(path: Path, transform: Transform, fixed_lungs: LungMask) -> None:
+def write_transform(
+    path: Path, transform: Transform, fixed_lungs: LungMask, expected: ExpectedError | None = None
+) -> None:
     """x ↦ affine(x + u(x)), all or nothing; OSError as in `atomically`."""
-    _write(path, [transform.affine, (transform.displacement, transform.grid)], fixed_lungs)
+    _write(path, [transform.affine, (transform.displacement, transform.grid)], fixed_lungs, expected)
 
 
 def write_inverse(path: Path, inverse: Inverse, moving_lungs: LungMask) -> None:
@@ -46,7 +50,9 @@ def write_inverse(path: Path, inverse: Inverse, moving_lungs: LungMask) -> None:
     _write(path, [inverse.rough, inverse.rest, inverse.affine], moving_lungs)
 
 
-def _write(path: Path, parts: list[Affine | Displacement], lungs: LungMask) -> None:
+def _write(
+    path: Path, parts: list[Affine | Displacement], lungs: LungMask, expected: ExpectedError | None = None
+) -> None:
     """The part that is applied first comes last."""
     content = BytesIO()
     with h5py.File(content, "w") as file:
@@ -58,11 +64,16 @@ def _write(path: Path, parts: list[Affine | Displacement], lungs: LungMask) -> N
                 _write_affine(_named(group, number, _AFFINE), part)
             else:
                 _write_field(_named(group, number, _FIELD), *part)
-        mask = lungs.mask[0, 0].to(torch.uint8).numpy()
-        dataset = file.create_dataset(_LUNGS, data=mask, chunks=True, compression="gzip", compression_opts=1)
-        dataset.attrs[_GRID] = _grid_numbers(lungs.grid)
+        _write_volume(file, _LUNGS, lungs.mask[0, 0].to(torch.uint8), lungs.grid)
+        if expected is not None:
+            _write_volume(file, _ERROR, expected.at(expected.grid)[0, 0], expected.grid)
     with atomically(path) as out:
         out.write(content.getbuffer())
+
+
+def _write_volume(file: h5py.File, name: str, values: torch.Tensor, grid: Grid) -> None:
+    dataset = file.create_dataset(name, data=values.numpy(), chunks=True, compression="gzip", compression_opts=1)
+    dataset.attrs[_GRID] = _grid_numbers(grid)
 
 
 def _named(group: h5py.Group, number: int, kind: str) -> h5py.Group:
@@ -123,6 +134,15 @@ def read_lungs(path: Path) -> LungMask:
     with _opened(path) as file:
         dataset = file[_LUNGS]
         return LungMask(torch.from_numpy(dataset[()] > 0)[None, None], _read_grid(dataset.attrs[_GRID]))
+
+
+def read_expected_error(path: Path) -> ExpectedError | None:
+    """The expected error that was written with a transform, None without one; InputError likewise."""
+    with _opened(path) as file:
+        if _ERROR not in file:
+            return None
+        values = torch.from_numpy(file[_ERROR][()])[None, None]
+        return ExpectedError.from_image(values, _read_grid(file[_ERROR].attrs[_GRID]))
 
 
 def _read(path: Path, kinds: tuple[str, ...]) -> list[Any]:

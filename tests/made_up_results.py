@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from algorithm.expected_error import ExpectedError
 from algorithm.geometry import Affine, Grid
 from algorithm.interface import TRANSFORMS
 from algorithm.inverse import framed, inverse
@@ -46,13 +47,26 @@ FIXED_LUNGS = lungs_at(BOX.to_world(np.array([12, 8, 8])))
 MOVING_LUNGS = lungs_at(AFFINE(BOX.to_world(np.array([12, 8, 8]))))
 
 
+def rising(grid: Grid) -> ExpectedError:
+    """0.5 mm at the first voxel along x, 0.1 mm more at each further one; nothing is said of the last two along z."""
+    known = torch.ones(1, 1, *grid.shape)
+    known[:, :, -2:] = 0
+    return ExpectedError((0.5 + 0.1 * torch.arange(grid.size[0])).expand(1, 1, *grid.shape).contiguous(), known, grid)
+
+
+EXPECTED = rising(FIXED_LUNGS.grid.coarsened(2))
+
+
 def write_result(folder: Path, transform: Transform = WAVY) -> Path:
     """Transforms and results.json, as a run leaves them; no images."""
     folder.mkdir(exist_ok=True)
     whole = framed(transform)
-    write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS)
+    write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS, EXPECTED)
     write_inverse(folder / TRANSFORMS[1], inverse(whole, MOVING_LUNGS), MOVING_LUNGS)
     figures = {
+        "version": "0.1.0",
+        "timings_s": {"total": 1.0},
+        "warnings": [],
         "fixed": "now.mha",
         "moving": "before.mha",
         "inverse_residual_mm": {"mean": 0.0, "p99": 0.0, "max": 0.0},

@@ -10,12 +10,12 @@ import SimpleITK as sitk
 
 from algorithm.errors import InputError
 from algorithm.geometry import jacobian_determinant
-from algorithm.images import write_field
+from algorithm.images import write_field, write_image
 from algorithm.interface import TRANSFORMS
 from algorithm.pointfiles import ENDINGS, read_points
 from algorithm.points import map_points
 from algorithm.result import Scan, read_result
-from tests.made_up_results import AFFINE, BOX, FIXED, FIXED_LUNGS, MOVING_LUNGS, WAVY, points_in, write_result
+from tests.made_up_results import AFFINE, BOX, EXPECTED, FIXED, FIXED_LUNGS, MOVING_LUNGS, WAVY, points_in, write_result
 from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -169,7 +169,7 @@ def test_other_columns_stay_and_what_is_known_of_the_points_is_added(tmp_path: P
     map_points(result, source, tmp_path / "b.csv", "fixed")
     with (tmp_path / "b.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["name", "X", "y", "z", "size", "in_lungs", "jacobian"]
+    assert list(rows[0]) == ["name", "X", "y", "z", "size", "in_lungs", "jacobian", "expected_error_mm"]
     assert [(row["name"], row["size"]) for row in rows] == [*((f"n, {n}", "007") for n in range(4)), ("far", "")]
     assert [row["in_lungs"] for row in rows] == ["yes"] * 4 + ["no"]
     expected = read_result(result).jacobian_at(POINTS)
@@ -178,7 +178,41 @@ def test_other_columns_stay_and_what_is_known_of_the_points_is_added(tmp_path: P
     with (tmp_path / "c.csv").open(newline="") as file:
         back = list(csv.reader(file))
     np.testing.assert_allclose(np.array([row[1:4] for row in back[1:5]], float), POINTS, atol=1e-3)
-    np.testing.assert_allclose([float(row[-1]) for row in back[1:5]], 1 / expected, atol=1e-3)
+    np.testing.assert_allclose([float(row[-2]) for row in back[1:5]], 1 / expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("of", ["fixed", "moving"])
+def test_the_expected_error_is_that_of_the_place_in_the_fixed_scan(tmp_path: Path, result: Path, of: Scan) -> None:
+    """Trilinear between voxels, nothing where nothing is said: in the last voxels along z, and outside the lungs."""
+    grid, read = EXPECTED.grid, read_result(result)
+    index = np.array([[3.25, 7.0, 5.5], [10.0, 2.5, 0.0], [6.0, 6.0, 13.4], [6.0, -9.0, 6.0]])
+    fixed = grid.to_world(index)
+    np.testing.assert_allclose(read.expected_error_at(fixed), [0.825, 1.5, -1, -1], atol=1e-5)
+    points = fixed if of == "fixed" else read.to_moving(fixed)
+    (tmp_path / "a.csv").write_text("x,y,z\n" + "".join(f"{x:.6f},{y:.6f},{z:.6f}\n" for x, y, z in points))
+    map_points(result, tmp_path / "a.csv", tmp_path / "b.csv", of)
+    with (tmp_path / "b.csv").open(newline="") as file:
+        found = [row["expected_error_mm"] for row in csv.DictReader(file)]
+    assert [float(value) for value in found[:2]] == pytest.approx([0.825, 1.5], abs=0.006) and found[2:] == ["", ""]
+    (tmp_path / "a.fcsv").write_text(fcsv(points, "LPS"))
+    map_points(result, tmp_path / "a.fcsv", tmp_path / "b.fcsv", of)
+    said = [line.split(",")[12] for line in (tmp_path / "b.fcsv").read_text().splitlines()[3:]]
+    assert "expected_error_mm 0.8" in said[0]
+    (tmp_path / "c.fcsv").write_text(fcsv(points[3:], "LPS"))
+    map_points(result, tmp_path / "c.fcsv", tmp_path / "d.fcsv", of)
+    assert "jacobian" in (tmp_path / "d.fcsv").read_text() and "expected" not in (tmp_path / "d.fcsv").read_text()
+
+
+def test_the_expected_error_of_a_result_without_transforms_is_that_of_its_image(tmp_path: Path, result: Path) -> None:
+    for kind in ("displacement-field", "expected-error"):
+        (tmp_path / "images" / kind).mkdir(parents=True)
+    write_field(tmp_path / "images" / "displacement-field" / "a.nrrd", FIXED, [WAVY.field(FIXED)], "itk")
+    (tmp_path / "results.json").write_text("{}")
+    assert read_result(tmp_path).expected_error_at(POINTS) is None
+    fine = EXPECTED.grid.resized((30, 30, 30))
+    write_image(tmp_path / "images" / "expected-error" / "a.nrrd", EXPECTED.at(fine), fine)
+    found, expected = (read_result(folder).expected_error_at(POINTS) for folder in (tmp_path, result))
+    np.testing.assert_allclose(found, expected, atol=0.06)
 
 
 def test_slicers_files_keep_all_but_positions_and_empty_descriptions(tmp_path: Path, result: Path) -> None:
