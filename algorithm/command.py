@@ -17,7 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .errors import InputError, exit_code, stopped_by_signals
-from .options import HELP, Device, FieldGrid, FieldLayout, Names, Options, Page, Refine, Switch
+from .options import HELP, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
 
 EXAMPLES = """
 Examples:
@@ -80,6 +80,7 @@ def register(
     weights: Annotated[Path | None, _told("weights")] = None,
     field_layout: Annotated[FieldLayout, _told("field_layout")] = Options.field_layout,
     field_grid: Annotated[FieldGrid, _told("field_grid")] = Options.field_grid,
+    format: Annotated[Format, _told("format")] = "auto",
     names: Annotated[Names, _told("names")] = "kind",
     transforms: Annotated[Switch, _told("transforms")] = "on",
     report: Annotated[Page, _told("report")] = Options.report,
@@ -126,8 +127,9 @@ def points(
 ) -> None:
     """Carry points of one scan to their places in the other.
 
-    CSV tables get the columns in_lungs (of the scan that the points come from) and jacobian (volume there over volume
-    here); all other columns stay. In 3D Slicer's files these go into empty descriptions.
+    CSV tables get the columns in_lungs (of the scan that the points come from), jacobian (volume there over volume
+    here) and expected_error_mm (how far the new place is probably from the true one); all other columns stay. In 3D
+    Slicer's files these go into empty descriptions.
     """
     from .points import map_points
 
@@ -172,6 +174,36 @@ def lungs(
     from .apply import write_lungs
 
     print(write_lungs(result, out, of, reference, overwrite))
+
+
+@app.command
+def report(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    /,
+    *,
+    fixed: Annotated[Path | None, Parameter(help="the fixed image, where it lies elsewhere than it did")] = None,
+    moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
+) -> None:
+    """Write report.html, the page to look at, into the folder of a result (again)."""
+    from .page_again import write_page_again
+
+    print(f"The page to look at is {write_page_again(result, fixed, moving)}.")
+
+
+@app.command
+def slicer(
+    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    out: Annotated[Path | None, Parameter(help="a new file, .py (default: open_in_slicer.py in that folder)")] = None,
+    /,
+    *,
+    fixed: Annotated[Path | None, Parameter(help="the fixed image, where it lies elsewhere than it did")] = None,
+    moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
+    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+) -> None:
+    """Write a script that opens scans, results and transform in 3D Slicer: Slicer --python-script open_in_slicer.py"""
+    from .slicer import write_script
+
+    print(write_script(result, out, fixed, moving, overwrite))
 
 
 @app.command(help_flags=(), version_flags=())

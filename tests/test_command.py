@@ -44,11 +44,13 @@ def scans(tmp_path: Path) -> tuple[Path, Path]:
     return fixed, moving
 
 
-def test_without_options_the_defaults_are_those_of_the_container_but_for_names_and_transforms(
+def test_without_options_the_defaults_are_those_of_the_container_but_for_what_is_convenient(
     taken: list[Options], scans: tuple[Path, Path]
 ) -> None:
     assert lungreg(*scans, "out") == 0
-    assert taken == [Options(fixed=scans[0], moving=scans[1], output=Path("out"), names="kind", transforms="on")]
+    assert taken == [
+        Options(fixed=scans[0], moving=scans[1], output=Path("out"), format="auto", names="kind", transforms="on")
+    ]
 
 
 def test_every_option_of_the_container_but_its_folders_is_understood(
@@ -64,6 +66,7 @@ def test_every_option_of_the_container_but_its_folders_is_understood(
         "refine": "off",
         "field_layout": "grand-challenge",
         "field_grid": "network",
+        "format": "nii.gz",
         "names": "case",
         "transforms": "off",
         "report": "off",

@@ -8,18 +8,25 @@ import shutil
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 import algorithm
 from algorithm import __main__ as container
+from algorithm.expected_error import ErrorModels
+from algorithm.images import write_field, write_image
+from algorithm.inverse import framed
 from algorithm.options import Options
 from algorithm.prepare import prepare
-from tests.made_up_results import FIXED, MOVING, write_result
+from algorithm.weights import save_errors
+from tests.made_up_results import EXPECTED, FIXED, MOVING, WAVY, write_result
 from tests.running import COARSE
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
+from tests.test_expected_error import MODEL
 from tests.test_points import POINTS, fcsv, stl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +45,15 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All files that the pages name."""
     folder = tmp_path_factory.mktemp("docs")
     write_result(folder / "result")
+    images = folder / "result" / "images"
+    for kind in ("displacement-field", "warped-moving", "expected-error"):
+        (images / kind).mkdir(parents=True)
+    write_field(images / "displacement-field" / "later_field.nii.gz", FIXED, [framed(WAVY).field(FIXED)], "itk")
+    write_image(images / "warped-moving" / "later_warped.nii.gz", torch.full((1, 1, *FIXED.shape), 7.0), FIXED)
+    write_image(images / "expected-error" / "later_error.nii.gz", EXPECTED.at(FIXED), FIXED)
+    figures = json.loads((folder / "result" / "results.json").read_text())
+    figures["paths"] = {"fixed": "../later.nii.gz", "moving": "../earlier.nii.gz"}
+    (folder / "result" / "results.json").write_text(json.dumps(figures))
     for name in ("onto_later", "later_segmentations"):
         (folder / name).mkdir()
     for name, grid in (("later", FIXED), ("earlier", MOVING), ("other_grid", FIXED), ("lungs", FIXED)):
@@ -86,7 +102,9 @@ def scans(tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytes
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "lungreg", algorithm)
     monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
-    monkeypatch.setattr("algorithm.weights.BUNDLED", small_weights)
+    shutil.copytree(small_weights, tmp_path / "weights")
+    save_errors(tmp_path / "weights", ErrorModels(MODEL, MODEL), {})
+    monkeypatch.setattr("algorithm.weights.BUNDLED", tmp_path / "weights")
 
 
 @pytest.mark.usefixtures("scans")
@@ -105,6 +123,20 @@ def test_lines_for_simpleitk(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names |= {"fixed": sitk.ReadImage("later.nii.gz"), "moving": sitk.ReadImage("earlier.nii.gz")}
     exec(block, names)
     assert np.linalg.norm(np.array(names["point_in_fixed"]) - POINTS[0]) < 0.2
+
+
+def test_lines_for_a_field_in_nifti(made_up: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SimpleITK and nibabel move a voxel to the same place."""
+    monkeypatch.chdir(made_up)
+    blocks = re.findall(r"^```python\n(.*?)^```", (PAGES / "formats.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {"sitk": sitk, "nibabel": nibabel, "voxel": (9, 7, 5)}
+    names |= {"fixed": sitk.ReadImage("later.nii.gz"), "moving": sitk.ReadImage("earlier.nii.gz")}
+    for block in blocks:
+        exec(block, names)
+    field = sitk.ReadImage("result/images/displacement-field/later_field.nii.gz", sitk.sitkVectorFloat64)
+    by_simpleitk = sitk.DisplacementFieldTransform(field).TransformPoint(FIXED.to_world(np.array((9, 7, 5))).tolist())
+    np.testing.assert_allclose(names["point_in_moving"] * [-1, -1, 1], by_simpleitk, atol=1e-3)
+    assert len(blocks) == 2 and isinstance(names["warped"], sitk.Image)
 
 
 @pytest.mark.usefixtures("scans")
