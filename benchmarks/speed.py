@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed OUT PAIR... [--python PEERS/bin/python] [--stages-only]
 
-PAIR is a folder as for `benchmarks.landmarks`. First every stage of the first pair beside its floor: for the U-Nets
+PAIR is a folder as for `benchmarks.landmarks`. Every stage of the first pair beside its floor: for the U-Nets
 their floating-point operations at the rate of a large matrix product in the same arithmetic, for all else the bytes
-that have to be moved at least (below, `floors`) at the rate of a copy. Then, for every pair, whole processes with
-``--refine`` off, fast and full, and with ``--python`` those of greedy and convexAdam: mean landmark error (mm) and time
-as a multiple of that of ``fast``. Ratios of one run: seconds differ from machine to machine.
+that have to be moved at least (below, `floors`) at the rate of a copy. For every pair, whole processes with
+``--refine`` off, fast and full, and with ``--python`` those of greedy and convexAdam: mean landmark error (mm), time as
+a multiple of that of ``fast``, and peak memory. Ratios of one run: seconds differ from machine to machine.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def refinement_bytes(fixed: Subject, moving: Subject) -> float:
 
 
 def print_stages(pair: Path) -> None:
-    """The first table; the second of two passes counts: what is compiled or read for the first time is not in it."""
+    """The table of stages; the second of two passes counts: what is compiled or read for the first time is not in it."""
     stages(pair)
     taken, fixed, moving, written = stages(pair)
     rows = [
@@ -119,7 +119,7 @@ def print_stages(pair: Path) -> None:
 
 
 def print_processes(out: Path, pairs: list[Path], python: str | None) -> None:
-    """The second table: a row for each pair, error (mm) and relative time of every method."""
+    """The table of processes: a row for each pair, error (mm) and relative time of every method."""
     rows = []
     for pair in pairs:
         runs = {
@@ -152,9 +152,9 @@ def main() -> None:
     parser.add_argument("--python", help="interpreter of the environment of greedy and convexAdam")
     parser.add_argument("--stages-only", action="store_true")
     arguments = parser.parse_args()
-    print_stages(arguments.pairs[0])
-    if not arguments.stages_only:
+    if not arguments.stages_only:  # first: a process begins with the memory of the one that starts it
         print_processes(arguments.out, arguments.pairs, arguments.python)
+    print_stages(arguments.pairs[0])
 
 
 if __name__ == "__main__":
