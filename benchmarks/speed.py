@@ -106,7 +106,7 @@ def refinement_bytes(fixed: Subject, moving: Subject) -> float:
 
 
 def print_stages(pair: Path) -> None:
-    """The table of stages; the second of two passes counts: what is compiled or read for the first time is not in it."""
+    """The table of stages, of the second of two passes: what is loaded or compiled first is not in it."""
     stages(pair)
     taken, fixed, moving, written = stages(pair)
     rows = [
