@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -26,11 +27,35 @@ AXES = (2, 3, 4)
 """z, y, x of (n, c, z, y, x)."""
 
 
+_kept: WeakKeyDictionary[Cascade, dict[torch.dtype, Cascade]] = WeakKeyDictionary()
+"""What was compiled, for as long as the cascade that it was made of is there."""
+
+
 def compiled(cascade: Cascade, precision: torch.dtype) -> Cascade:
-    """The cascade with its U-Nets compiled for the CPU; ``precision`` is float32 or bfloat16."""
-    return Cascade(
-        cascade.settings, [CompiledUNet(unet, precision) for unet in cascade.levels if isinstance(unet, UNet)]
-    )
+    """The cascade with its U-Nets compiled for the CPU; ``precision`` is float32 or bfloat16.
+
+    The same one each time: the parameters must not change in between.
+    """
+    kept = _kept.setdefault(cascade, {})
+    if precision not in kept:
+        unets = [CompiledUNet(unet, precision) for unet in cascade.levels if isinstance(unet, UNet)]
+        kept[precision] = Cascade(cascade.settings, unets)
+    return kept[precision]
+
+
+def compile_ahead(cascade: Cascade, precision: torch.dtype) -> None:
+    """Compiles for images of the network's size, in a thread while the processor waits for other things, say."""
+    size = cascade.settings.network_size[::-1]
+    for unet, factor in zip(compiled(cascade, precision).levels, cascade.settings.factors, strict=True):
+        if isinstance(unet, CompiledUNet):
+            unet.compile_for((1, 2, *(n // factor for n in size)))
+
+
+def release(cascade: Cascade) -> None:
+    """Gives back the memory of a compiled cascade, much of what a run needs; it can be used again."""
+    for unet in cascade.levels:
+        if isinstance(unet, CompiledUNet):
+            unet.release()
 
 
 def pays() -> bool:
@@ -56,14 +81,23 @@ class CompiledUNet(nn.Module):
 
     def forward(self, images: Float[Tensor, "n 2 z y x"]) -> Float[Tensor, "n 3 z y x"]:
         """As `UNet.forward`; compiled anew where the images have another shape than those before."""
-        if self._model is None or self._shape != tuple(images.shape):
-            self._model, self._shape = self._compiled(tuple(images.shape)), tuple(images.shape)
+        self.compile_for(tuple(images.shape))
         found = self._model([images.float().contiguous().numpy()], share_inputs=True, share_outputs=True)[0]
         if self.precision != torch.bfloat16:
             return torch.from_numpy(found.copy())
         features = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16)
         with torch.autocast("cpu", enabled=False):  # slab by slab: the features in single precision take much memory
             return torch.cat([self.unet.last(slab.float()) for slab in features.split(LAST_SLAB, dim=2)], dim=2)
+
+    def compile_for(self, shape: tuple[int, ...]) -> None:
+        """For images of this shape, unless that was done last."""
+        if self._shape != shape:
+            self._model, self._shape = self._compiled(shape), shape
+
+    def release(self) -> None:
+        """Gives back what memory the images took on their way through."""
+        if self._model is not None:
+            self._model.release_memory()
 
     def _compiled(self, shape: tuple[int, ...]) -> Any:
         import openvino

@@ -209,7 +209,13 @@ def moving_index(
     grid: Grid, moving_grid: Grid, displacement: Float[Tensor, "n 3 z y x"] | None, affine: Affine, like: Tensor
 ) -> Float[Tensor, "m zz yy xx 3"]:
     """Continuous moving indices of the points affine(x + u(x)), x on ``grid``; all linear parts in float64 first."""
-    matrix, offset, steps = (_tensor(part, like) for part in index_map(grid, moving_grid, affine))
+    return _mapped(index_map(grid, moving_grid, affine), displacement, grid, like)
+
+
+def _mapped(
+    index_map: IndexMap, displacement: Float[Tensor, "n 3 z y x"] | None, grid: Grid, like: Tensor
+) -> Float[Tensor, "m zz yy xx 3"]:
+    matrix, offset, steps = (_tensor(part, like) for part in index_map)
     index = linear_index_map(matrix, offset, grid.shape)
     if displacement is None:
         return index
@@ -227,15 +233,24 @@ def sample(
     Outside the volume the border value holds; with ``fill``, only up to half a voxel outside, then the fill value.
     One of n and m may be 1.
     """
-    n, m = volume.shape[0], index.shape[0]
-    volume = volume.expand(max(n, m), -1, -1, -1, -1)
-    index = index.expand(max(n, m), -1, -1, -1, -1)
-    to_position = _tensor(2 / np.maximum(np.array(volume.shape[:1:-1]) - 1, 1), index)
-    position = torch.addcmul(-torch.ones_like(to_position), index, to_position)
-    values = _grid_sample(volume, position, "nearest" if nearest else "bilinear")
+    to_position = _tensor(_to_position(volume.shape[2:]), index)
+    values = _sampled(volume, torch.addcmul(-torch.ones_like(to_position), index, to_position), nearest)
     if fill is None:
         return values
     return torch.where(inside(index, volume.shape[2:])[:, None], values, fill)
+
+
+def _to_position(shape: Size | torch.Size) -> Float[np.ndarray, " 3"]:
+    """Voxels (x, y, z) of a (z, y, x) volume times this, less 1, are the positions of ``grid_sample``."""
+    sizes = np.array(tuple(shape)[::-1], dtype=float)
+    return np.asarray(2 / np.maximum(sizes - 1, 1))
+
+
+def _sampled(volume: Tensor, position: Float[Tensor, "m zz yy xx 3"], nearest: bool) -> Tensor:
+    """Values at positions of ``grid_sample``; one of the batches may be of 1."""
+    number = max(volume.shape[0], position.shape[0])
+    volume, position = (part.expand(number, -1, -1, -1, -1) for part in (volume, position))
+    return _grid_sample(volume, position, "nearest" if nearest else "bilinear")
 
 
 def inside(index: Float[Tensor, "n z y x 3"], shape: Size | torch.Size) -> Bool[Tensor, "n z y x"]:
@@ -271,7 +286,11 @@ def warp(
     _check_shape(moving, moving_grid)
     if displacement is not None:
         _check_shape(displacement, grid)
-    return sample(moving, moving_index(grid, moving_grid, displacement, affine, moving), fill, nearest)
+    if fill is not None:
+        return sample(moving, moving_index(grid, moving_grid, displacement, affine, moving), fill, nearest)
+    scale, (matrix, offset, steps) = _to_position(moving_grid.shape), index_map(grid, moving_grid, affine)
+    positions = IndexMap(scale[:, None] * matrix, scale * offset - 1, scale[:, None] * steps)  # saves a pass
+    return _sampled(moving, _mapped(positions, displacement, grid, moving), nearest)
 
 
 def validity(

@@ -11,6 +11,7 @@ import copy
 import logging
 import warnings as python_warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .compiled import compiled, pays
+from .compiled import compile_ahead, compiled, pays, release
 from .errors import InputError, first_line, gpu_unusable, out_of_memory
 from .expected_error import ErrorModel, ExpectedError, expected_error
 from .expected_error import warnings as error_warnings
@@ -97,8 +98,11 @@ def register(
 
     Where the GPU cannot be used, the CPU takes over, with a warning; not so if the user ``insist``s on the device.
     """
-    with report.timed("prepare"):
-        pair = prepare(fixed, moving, weights.cascade.settings.network_size)
+    with ThreadPoolExecutor(1) as pool:  # most of the preparation is one thread's work
+        ready = pool.submit(get_ready, weights.cascade, device)
+        with report.timed("prepare"):
+            pair = prepare(fixed, moving, weights.cascade.settings.network_size)
+        ready.result()
     backwards = refinement == "off" and weights.errors is not None  # otherwise nobody asks
     with report.timed("cascade"):
         found = on_device(
@@ -193,6 +197,7 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     apart = None
     if backwards and (opinion := second_opinion(there, networks)) is not None:
         apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
+    release(networks)
     return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
 
 
@@ -235,6 +240,12 @@ def estimate(
         report.warn(sentence)
     report.set(expected_error=figures)
     return expected
+
+
+def get_ready(cascade: Cascade, device: torch.device) -> None:
+    """Compiles what `predict` will ask for."""
+    if device.type == "cpu" and pays():
+        compile_ahead(cascade, fastest_precision(device))
 
 
 def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> Cascade:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from algorithm import registration
-from algorithm.compiled import CompiledUNet, compiled
+from algorithm.compiled import CompiledUNet, compiled, release
 from algorithm.geometry import Grid
 from algorithm.network import Cascade, CascadeSettings, UNet
 
@@ -70,6 +70,21 @@ def test_a_compiled_cascade_is_the_cascade() -> None:
     assert found_grid == grid
     assert wanted.norm(dim=1).mean() > 1
     torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
+
+
+def test_what_was_compiled_ahead_is_used_and_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cascade = Cascade(SETTINGS)
+    monkeypatch.setattr(registration, "pays", lambda: True)
+    monkeypatch.setattr(registration, "fastest_precision", lambda device: torch.float32)
+    registration.get_ready(cascade, torch.device("cpu"))
+    chosen = registration.fastest(cascade, torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(CompiledUNet, "_compiled", lambda self, shape: pytest.fail(f"compiled again for {shape}"))
+    grid = Grid(SETTINGS.network_size, (3.0, 3.0, 3.0))
+    image = -1000 + 900 * torch.rand(1, 1, *grid.shape)
+    first, _ = chosen(image, grid, image, grid)
+    release(chosen)
+    again, _ = registration.fastest(cascade, torch.device("cpu"), torch.float32)(image, grid, image, grid)
+    assert torch.equal(first, again)
 
 
 def test_it_serves_on_the_cpu_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
