@@ -28,7 +28,7 @@ from .interface import (
     write_results,
     write_text,
 )
-from .inverse import framed, inverse, residual_mm
+from .inverse import framed, inverse_and_residual
 from .lungs import LungMask
 from .options import FieldGrid
 from .prepare import Subject
@@ -161,8 +161,7 @@ def write_both_ways(
     """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
     there, back = outputs.transforms
     whole = framed(transform)
-    undo = inverse(whole, moving_lungs)
+    undo, rest = inverse_and_residual(whole, moving_lungs)
     write_transform(there, whole, fixed_lungs, expected)
     write_inverse(back, undo, moving_lungs)
-    rest = residual_mm(whole, undo, moving_lungs)
     return {"mean": float(rest.mean()), "p99": float(np.quantile(rest, 0.99)), "max": float(rest.max())}

@@ -46,9 +46,11 @@ more than `WANTED_MM` at more than a hundredth of the lungs."""
 WANTED_MM = 0.05
 NEWTON_STEPS = 2
 """For v; more of them change e and nothing else."""
-DEFECT_STEPS = 3
+DEFECT_STEPS = 2
 CLOSE_MM = 0.05
 """So far from its place a point may end after these steps."""
+PARTS = 64
+"""Points are looked up in so many parts along z, which `sample` shares among the threads."""
 MOST_DOUBLE = 2**26
 """Numbers that are brought to double precision at once."""
 MOST_PROBES = 200_000
@@ -123,7 +125,7 @@ def _framed(u: Float[Tensor, "1 3 z y x"], grid: Grid, width_mm: float) -> tuple
     for axis, (n, frame) in enumerate(((nx, x), (ny, y), (nz, z))):
         along = [1] * 5
         along[4 - axis] = -1
-        result = result * _falling(n, frame).to(u).reshape(along)
+        result *= _falling(n, frame).to(u).reshape(along)
     return result, outer
 
 
@@ -139,6 +141,11 @@ def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
 
 def inverse(transform: Transform, lungs: LungMask) -> Inverse:
     """The inverse of a `framed` transform, best in the moving ``lungs``."""
+    return inverse_and_residual(transform, lungs)[0]
+
+
+def inverse_and_residual(transform: Transform, lungs: LungMask) -> tuple[Inverse, Float[np.ndarray, " p"]]:
+    """The same, and its `residual_mm`."""
     u, grid = transform.displacement, transform.grid
     coarser = coarse(grid)
     points, there = _positions(coarser), resample(u, grid, coarser)
@@ -147,9 +154,10 @@ def inverse(transform: Transform, lungs: LungMask) -> Inverse:
     rough, back = (v.T.reshape(1, 3, *coarser.shape), coarser), transform.affine.inverse()
     for finer in FINER:
         found = Inverse(rough, _rest(transform, rough, lungs, finer), back)
-        if np.quantile(residual_mm(transform, found, lungs), 0.99) < WANTED_MM:
+        rest = residual_mm(transform, found, lungs)
+        if np.quantile(rest, 0.99) < WANTED_MM:
             break
-    return found
+    return found, rest
 
 
 def _rest(transform: Transform, rough: Displacement, lungs: LungMask, finer: int) -> Displacement:
@@ -256,8 +264,8 @@ def at_points(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"
     """The values at world points, trilinear."""
     to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=torch.float64)
     index = ((points_mm.double() - torch.tensor(grid.origin, dtype=torch.float64)) @ to_index.T).to(volume)
-    parts = max(1, math.gcd(len(index), 64))  # along z, which is shared among the threads
-    return sample(volume, index.reshape(1, parts, 1, -1, 3))[0].flatten(1).T
+    whole = F.pad(index, (0, 0, 0, -len(index) % PARTS))
+    return sample(volume, whole.reshape(1, PARTS, 1, -1, 3))[0].flatten(1).T[: len(index)]
 
 
 def _solved(matrices: Float[Tensor, "p 3 3"], right: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:

@@ -106,7 +106,8 @@ def _write_compressed(part: h5py.Group, name: str, values: np.ndarray) -> None:
     def compressed(start: int) -> bytes:
         whole = np.zeros(chunk, "<f4")
         whole[: len(values) - start] = values[start : start + chunk]
-        return zlib.compress(whole.view(np.uint8).reshape(-1, 4).T.tobytes(), 1)
+        packed = zlib.compressobj(1, strategy=zlib.Z_RLE)  # what repeats are single bytes: half the time, 1.1 the size
+        return packed.compress(whole.view(np.uint8).reshape(-1, 4).T.tobytes()) + packed.flush()
 
     starts = range(0, len(values), chunk)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

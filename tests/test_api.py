@@ -60,7 +60,12 @@ def test_what_it_saves_is_what_the_command_writes(
     for name in files_below(by_command) - {"results.json", "report.html"}:  # these two say when
         assert (tmp_path / "out" / name).read_bytes() == (by_command / name).read_bytes(), name
     ours, theirs = results(tmp_path / "out"), results(by_command)
-    changing = ("timings_s", "peak_memory_mb")
+    for out, said in ((tmp_path / "out", ours), (by_command, theirs)):  # as seen from each folder
+        assert {name: (out / path).resolve().name for name, path in said["paths"].items()} == {
+            "fixed": "fixed.mha",
+            "moving": "moving.mha",
+        }
+    changing = ("timings_s", "peak_memory_mb", "paths")
     assert {k: v for k, v in ours.items() if k not in changing} == {
         k: v for k, v in theirs.items() if k not in changing
     }
