@@ -4,49 +4,15 @@ Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
 """
 
 import sys
-from dataclasses import asdict
 
-from .deliver import deliver
+from .case import run
 from .errors import exit_code, stopped_by_signals
-from .images import read_image
-from .interface import field_layout, image_kind, image_name, prepare_outputs, withdraw
+from .interface import withdraw
 from .options import Options, parse, parse_serve
-from .prepare import subjects
-from .registration import choose_device, register
+from .registration import choose_device
 from .report import Report
-from .segmentations import mask_file
 from .serve import serve
-from .weights import LoadedCascade, find_weights, load_cascade
-
-
-def run(options: Options, weights: LoadedCascade) -> None:
-    """One case, from files to files."""
-    report = Report(options.steps())
-    inputs = options.inputs()
-    given = (*inputs.paths(), *options.lobes())
-    layout = field_layout(options.field_layout, inputs)
-    kind = image_kind(options.format, inputs.fixed, layout)
-    wanted = options.wants_page(), options.transforms == "on", options.names == "kind", kind
-    outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, *wanted)
-    device = choose_device(options.device, report)
-    report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights.sha256, device=str(device))
-
-    with report.timed("read"):
-        fixed_image, moving_image = read_image(inputs.fixed), read_image(inputs.moving)
-    with (
-        report.timed("lungs"),
-        mask_file(options.fixed_lobes, inputs.fixed_mask) as fixed_mask,
-        mask_file(options.moving_lobes, inputs.moving_mask) as moving_mask,
-    ):
-        fixed, moving = subjects(fixed_image, fixed_mask, moving_image, moving_mask)
-    for remark in (*fixed.image.remarks, *moving.image.remarks):
-        report.warn(remark)
-    report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})
-    grid = fixed_image.grid
-    del fixed_image, moving_image  # stored in another order than the subjects', they are copies
-    insist = options.device == "cuda"
-    transform, expected = register(fixed, moving, weights, options.refine, device, report, insist)
-    deliver(outputs, grid, transform, fixed, moving, layout, report, options.field_grid, expected)
+from .weights import find_weights, load_cascade
 
 
 def run_once(options: Options) -> None:

@@ -29,6 +29,12 @@ def share_processors() -> None:
         os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", threads)
 
 
+def take_threads(number: int) -> None:
+    """So many threads for all libraries, whatever was set before; one that is loaded already does not notice."""
+    for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "NUMBA_NUM_THREADS"):
+        os.environ[name] = str(number)
+
+
 def cpu_quota() -> float:
     """Processors' worth of time that the control groups of this process allow; inf without a limit, or elsewhere."""
     quotas = [math.inf]

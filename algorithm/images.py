@@ -135,6 +135,14 @@ def read_grid(path: Path) -> Grid:
     return _grid(path, *_geometry(_open(path)))
 
 
+def scan_grid(path: Path) -> Grid:
+    """Where the voxels of a scan or mask lie, checked as `read_image` does before it reads them."""
+    if _is_folder(path):
+        series = find_series(path)
+        return _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
+    return _scan_grid(path, _open(path))
+
+
 def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
     """A displacement field (mm, LPS) as `write_field` writes it; InputError when it is none, or not finite."""
     reader = _open(path)

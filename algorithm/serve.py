@@ -73,30 +73,30 @@ def serve(case: Callable[[], None], port: int, host: str = HOST) -> None:
 
 def attempt(case: Callable[[], None]) -> Answer:
     """Runs a case; whatever is wrong with it, the next one can follow. Sentences on stderr as `exit_code` has them."""
-    _forget_peak_memory()
+    forget_peak_memory()
     try:
         case()
         return Answer(HTTPStatus.CREATED, "done")
     except InputError as error:
         answer = Answer(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
     except Exception as error:
-        answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, " ".join(_fault(error).split()))
+        answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, " ".join(fault_sentence(error).split()))
     finally:
         gc.collect()  # images in reference cycles would add to the memory of the next case
     print(answer.sentence, file=sys.stderr, flush=True)
     return answer
 
 
-def _fault(error: Exception) -> str:
+def fault_sentence(error: BaseException) -> str:
     """What was no user's mistake; with a traceback on stderr when it is none of the system's either."""
     if out_of_memory(error):
         return memory_sentence(error)
     if not isinstance(error, OSError):
-        traceback.print_exc()
+        traceback.print_exception(error)
     return f"{type(error).__name__}: {error}"
 
 
-def _forget_peak_memory() -> None:
+def forget_peak_memory() -> None:
     """Starts the process's peak of resident memory anew, where Linux allows it: each case reports its own."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

@@ -51,7 +51,7 @@ def find_weights(given: Path | None) -> Path:
 def load_cascade(path: Path) -> LoadedCascade:
     """The cascade in a folder, or of a .safetensors file with its manifest beside it; InputError when not as stated."""
     folder = path.parent if path.suffix == ".safetensors" else path
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = manifest_of(path)
     file = folder / str(manifest["file"])
     if path.suffix == ".safetensors" and path.name != file.name:
         raise InputError(f"{path}: {folder / MANIFEST} describes {file.name}, not this file")
@@ -74,6 +74,11 @@ def load_cascade(path: Path) -> LoadedCascade:
     errors = manifest.get(ERRORS)
     models = None if errors is None else ErrorModels.from_dict(errors)
     return LoadedCascade(cascade.eval().requires_grad_(False), sha256, models)
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    """What is said of the weights in a folder, or of a .safetensors file; InputError where nothing is."""
+    return _read_manifest((path.parent if path.suffix == ".safetensors" else path) / MANIFEST)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""One case: from files to two subjects, to the transform between them, to files.
+
+The three parts are apart so that a program with many cases can read the next one while this one is computed.
+"""
+
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from .deliver import deliver
+from .geometry import Grid
+from .images import Layout, read_image
+from .interface import Outputs, field_layout, image_kind, image_name, prepare_outputs
+from .options import Options
+from .prepare import Subject, subjects
+from .registration import Registered, choose_device, register
+from .report import Report
+from .segmentations import mask_file
+from .weights import LoadedCascade
+
+
+def run(options: Options, weights: LoadedCascade) -> None:
+    """One case, from files to files."""
+    write(compute(read(options, weights.sha256), weights))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case that was read; and then, what came of it."""
+
+    options: Options
+    outputs: Outputs
+    report: Report
+    device: torch.device
+    fixed: Subject
+    moving: Subject
+    grid: Grid
+    """Of the fixed image as it was given."""
+    layout: Layout
+    result: Registered | None = None
+
+
+def read(options: Options, weights_sha256: str) -> Case:
+    """The scans with their lungs; InputError for what cannot be registered, or not be written."""
+    report = Report(options.steps())
+    inputs = options.inputs()
+    given = (*inputs.paths(), *options.lobes())
+    layout = field_layout(options.field_layout, inputs)
+    kind = image_kind(options.format, inputs.fixed, layout)
+    wanted = options.wants_page(), options.transforms == "on", options.names == "kind", kind
+    outputs = prepare_outputs(options.output, image_name(inputs.fixed), given, *wanted)
+    device = choose_device(options.device, report)
+    report.set(fixed=inputs.fixed.name, moving=inputs.moving.name, weights_sha256=weights_sha256, device=str(device))
+
+    with report.timed("read"):
+        fixed_image, moving_image = read_image(inputs.fixed), read_image(inputs.moving)
+    with (
+        report.timed("lungs"),
+        mask_file(options.fixed_lobes, inputs.fixed_mask) as fixed_mask,
+        mask_file(options.moving_lobes, inputs.moving_mask) as moving_mask,
+    ):
+        fixed, moving = subjects(fixed_image, fixed_mask, moving_image, moving_mask)
+    for remark in (*fixed.image.remarks, *moving.image.remarks):
+        report.warn(remark)
+    report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})
+    # the images are stored in another order than the subjects', which are copies: here they go
+    return Case(options, outputs, report, device, fixed, moving, fixed_image.grid, layout)
+
+
+def compute(case: Case, weights: LoadedCascade) -> Case:
+    """The same with its result."""
+    options, insist = case.options, case.options.device == "cuda"
+    result = register(case.fixed, case.moving, weights, options.refine, case.device, case.report, insist)
+    return replace(case, result=result)
+
+
+def write(case: Case) -> None:
+    """The results of a case that was computed."""
+    assert case.result is not None
+    deliver(
+        case.outputs, case.grid, case.result.transform, case.fixed, case.moving, case.layout, case.report,
+        case.options.field_grid, case.result.expected,
+    )  # fmt: skip
