@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
+from .cohort.command import cohort, cohort_step, cohort_table
 from .errors import InputError, exit_code, stopped_by_signals
 from .options import HELP, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
 
@@ -224,6 +225,11 @@ def evaluate(*arguments: Arguments) -> int:
 def convert(*arguments: Arguments) -> int:
     """Bring a displacement field or transform into another format."""
     return int(evaluation("convert").main(list(arguments), "lungreg convert"))
+
+
+app.command(cohort)
+app.command(cohort_table)
+app.command(cohort_step, show=False)
 
 
 def evaluation(name: str) -> ModuleType:

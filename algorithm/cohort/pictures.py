@@ -1,0 +1,41 @@
+"""The pictures of a pair, taken from its own page: the same that a reader sees there."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+from resultpages.pictures import Picture
+
+from .done import pair_folder
+
+
+def pictures_of(out: Path, subject: str) -> list[Picture]:
+    """Those of the first plane on report.html; none where there is no such page."""
+    try:
+        text = (pair_folder(out, subject) / "report.html").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = _Pictures()
+    found.feed(text)
+    return found.pictures
+
+
+class _Pictures(HTMLParser):
+    """Images of the first plane in each of the sections "pictures" and "field"; their words become captions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pictures: list[Picture] = []
+        self._section, self._plane = "", 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Counts planes (h3) within sections (h2)."""
+        has = dict(attrs)
+        if tag == "h2":
+            self._section, self._plane = has.get("id") or "", 0
+        elif tag == "h3":
+            self._plane += 1
+        elif tag == "img" and self._plane == 1 and self._section in ("pictures", "field"):
+            source, alt = has.get("src") or "", has.get("alt") or ""
+            if source.startswith("data:image/"):
+                size = int(has.get("width") or 0), int(has.get("height") or 0)
+                self.pictures.append(Picture(source, alt, alt, *size))

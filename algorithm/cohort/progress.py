@@ -1,0 +1,45 @@
+"""How far a cohort is, in words."""
+
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from .done import State
+from .plan import subjects_with
+
+
+class Progress:
+    """Counts the pairs whose registration has come to its end since it began."""
+
+    def __init__(self, out: Path, subjects: Collection[str]) -> None:
+        """``subjects``: those that are to be registered."""
+        self.out, self.wanted, self.began = out, set(subjects), time.monotonic()
+        self.stale = {state: self._with(state) for state in ("done", "failed")}
+        """Outcomes of earlier files and options, until the pair begins."""
+
+    def _with(self, state: State) -> set[str]:
+        return subjects_with(self.out, "register", state) & self.wanted
+
+    def line(self) -> str:
+        """One sentence."""
+        now = {state: self._with(state) for state in ("done", "failed")}
+        for state, found in now.items():
+            self.stale[state] &= found
+        done, failed = (len(now[state] - self.stale[state]) for state in ("done", "failed"))
+        failures = f", {failed} of them failed" if failed else ""
+        return f"{done + failed} of {len(self.wanted)} pairs registered{failures}{self._left(done + failed)}"
+
+    def _left(self, ended: int) -> str:
+        if not ended or ended >= len(self.wanted):
+            return ""
+        seconds = (time.monotonic() - self.began) / ended * (len(self.wanted) - ended)
+        return f"; about {in_words(seconds)} left"
+
+
+def in_words(seconds: float) -> str:
+    """A time as people say it: 40 seconds, 12 minutes, 3 hours, 2 days."""
+    for unit, length, most in (("second", 1, 90), ("minute", 60, 90), ("hour", 3600, 48)):
+        if seconds < most * length:
+            number = max(1, round(seconds / length))
+            return f"{number} {unit}{'' if number == 1 else 's'}"
+    return f"{round(seconds / 86400)} days"

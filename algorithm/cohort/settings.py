@@ -1,0 +1,81 @@
+"""How a cohort is run: what `lungreg cohort` writes into OUT/cohort.json, the workflow's only configuration."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..options import Device, FieldGrid, Options, Page, Refine, Switch
+
+CONFIG = "cohort.json"
+STEPS = ("check", "register", "apply", "function", "evaluate")
+"""In their order; the workflow has a rule for each."""
+CONTAINER = "lung-registration.sif"
+IN_CONTAINER = "env PYTHONPATH=/opt/app python -m algorithm.command"
+"""The command inside the container of the algorithm."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration of a cohort."""
+
+    table: str
+    """Absolute."""
+    package: str
+    """The name that this package has: algorithm, or lungreg where it is installed."""
+    lungreg: str
+    """The command, as a shell runs it."""
+    worker: str
+    """The same where the workers run, as in a container."""
+    weights_sha256: str
+    chunks: int
+    """Among which the pairs are distributed, a power of two."""
+    weights: str | None = None
+    refine: Refine = Options.refine
+    device: Device = Options.device
+    field_grid: FieldGrid = Options.field_grid
+    transforms: Switch = "on"
+    report: Page = "on"
+    function: bool = False
+    """Whether `lungreg function` is run on every result."""
+    threads: int = 1
+    """Of one worker."""
+    mem_mb: int = 4000
+    """Of one worker at its first attempt."""
+    minutes: int = 10
+    """That a pair may take at the first attempt, for schedulers that want to know."""
+    gpus: int = 0
+    """Of one worker."""
+    container: str = CONTAINER
+
+    def results_follow_from(self) -> dict[str, Any]:
+        """What of all this the results depend on. The device does not count: a cohort may run on CPUs and GPUs."""
+        names = ("weights_sha256", "refine", "field_grid", "transforms", "report")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> "Settings":
+        """InputError where an entry is missing."""
+        known = {entry.name for entry in fields(cls)}
+        try:
+            return cls(**{name: value for name, value in entries.items() if name in known})
+        except TypeError as error:
+            raise InputError(f"{CONFIG}: {error}, expected what lungreg cohort writes") from error
+
+    def to_json(self) -> str:
+        """The content of cohort.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+def read_settings(out: Path) -> Settings:
+    """Those in the folder of a cohort; InputError where there are none."""
+    try:
+        return Settings.from_dict(json.loads((out / CONFIG).read_bytes()))
+    except OSError as error:
+        raise InputError(
+            f"{out / CONFIG}: cannot be read ({error.strerror}), expected the folder of a cohort"
+        ) from error
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{out / CONFIG}: is no JSON object, expected what lungreg cohort writes") from error

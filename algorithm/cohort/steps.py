@@ -1,0 +1,180 @@
+"""What the steps of a cohort do with one pair: `Step` by its name in `STEPS`.
+
+Each raises InputError for what is wrong with the pair. Libraries are loaded when a step has work, so that a job whose
+pairs are all done ends at once.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..options import Options
+from .done import APPLIED, Outcome, pair_folder, read_outcome
+from .gpu import take_gpu
+from .overlap import in_turn
+from .settings import Settings
+from .table import SCANS, Row
+
+Figures = Mapping[str, Any] | None
+TRUTH = {"landmarks": "landmarks", "labels": "lobes"}
+"""What a table calls the truth, and the evaluation."""
+
+
+def concerns(step: str, row: Row, settings: Settings) -> bool:
+    """Whether there is something to do for the step."""
+    if step == "apply":
+        return bool(row.columns("landmarks", "labels"))
+    if step == "function":
+        return settings.function
+    return step != "evaluate" or row.has_truth()
+
+
+def failed_before(out: Path, step: str, row: Row) -> Outcome | None:
+    """The outcome of an earlier step that failed, so that this one need not be tried."""
+    for before in {"check": (), "register": ("check",)}.get(step, ("register",)):
+        outcome = read_outcome(out, before, row.subject)
+        if outcome is not None and outcome.state != "done":
+            return outcome
+    return None
+
+
+def check(row: Row) -> None:
+    """InputError where a scan or mask is missing, or its header tells that it cannot be registered."""
+    from ..images import scan_grid
+
+    for column in (*SCANS, *row.columns("mask", "lobes")):
+        path = row.folder / row.cells[column]
+        if not path.exists():
+            raise InputError(f"{path}: there is no such file or folder, expected that of {column} in row {row.line}")
+        if not column.endswith("_lobes"):
+            scan_grid(path)
+
+
+def options_for(row: Row, out: Path, settings: Settings) -> Options:
+    """The registration of a pair, as the command would be told."""
+    files = {name: row.path(name) for name in (*SCANS, *(f"{s}_{k}" for s in SCANS for k in ("mask", "lobes")))}
+    return Options(
+        **files,  # type: ignore[arg-type]
+        output=pair_folder(out, row.subject),
+        weights=None if settings.weights is None else Path(settings.weights),
+        device=settings.device,
+        refine=settings.refine,
+        field_grid=settings.field_grid,
+        names="kind",
+        transforms=settings.transforms,
+        report=settings.report,
+    )
+
+
+def registered(
+    rows: Sequence[Row], out: Path, settings: Settings, begin: Callable[[Row], None]
+) -> Iterator[tuple[Row, BaseException | None]]:
+    """Registers pair after pair with the model in memory; each when its results are written, or with what went wrong.
+
+    ``begin`` is called before a pair is read. On a GPU the next pair is read and the last one written meanwhile.
+    """
+    if settings.device != "cpu":
+        take_gpu()
+    from ..case import Case, compute, read, write
+    from ..interface import withdraw
+    from ..registration import choose_device
+    from ..report import Report
+    from ..weights import find_weights, load_cascade
+
+    weights = load_cascade(find_weights(None if settings.weights is None else Path(settings.weights)))
+    if weights.sha256 != settings.weights_sha256:
+        raise InputError("the weights are others than when the cohort was planned, expected the same; plan it again")
+    on_gpu = choose_device(settings.device, Report()).type != "cpu"
+
+    def opened(row: Row) -> Case:
+        begin(row)
+        options = options_for(row, out, settings)
+        withdraw(options.output, False, options.sources())
+        return read(options, weights.sha256)
+
+    yield from in_turn(rows, opened, lambda case: compute(case, weights), write, overlap=on_gpu)
+
+
+def apply(row: Row, out: Path) -> None:
+    """Carries the pair's landmarks and labels to the other scan, into the folder ``applied`` of its results."""
+    from ..apply import Applied
+    from ..apply import apply as apply_to
+    from ..points import map_points
+
+    result = pair_folder(out, row.subject)
+    target = result / APPLIED
+    target.mkdir(exist_ok=True)
+    for column in row.columns("landmarks", "labels"):
+        source, scan = row.folder / row.cells[column], "fixed" if column.startswith("fixed") else "moving"
+        other = "moving" if scan == "fixed" else "fixed"
+        if "_landmarks" in column:
+            name = f"{column}_in_{other}{_points_ending(source)}"
+            map_points(result, source, target / name, scan, overwrite=True)  # type: ignore[arg-type]
+        else:
+            how = Applied(other, "nearest")  # type: ignore[arg-type]
+            apply_to(result, [source], target / f"{column}_on_{other}.nii.gz", how, overwrite=True)
+
+
+def _points_ending(path: Path) -> str:
+    from ..pointfiles import point_ending
+
+    return point_ending(path) or path.suffix
+
+
+def function(row: Row, out: Path) -> None:
+    """`lungreg function` on the pair's result."""
+    from ..command import app, run
+
+    if "function" not in list(app):
+        raise InputError("lungreg has no command function in this version, expected a cohort without it")
+    try:
+        run(["function", str(pair_folder(out, row.subject))])
+    except SystemExit as end:
+        raise RuntimeError(f"lungreg function ended with exit code {end.code}") from end
+
+
+def evaluate(row: Row, out: Path) -> Figures:
+    """The errors of the pair's field where there is truth: what the evaluation says of a case."""
+    from ..command import evaluation
+
+    cases, evaluating = evaluation("cases"), evaluation("evaluate")
+    (field,) = (pair_folder(out, row.subject) / "images" / "displacement-field").glob("*.mha")
+    with tempfile.TemporaryDirectory() as temporary:
+        truth = Path(temporary) / row.subject
+        truth.mkdir()
+        for name, path in _truth(row).items():
+            (truth / f"{name}{_ending(path)}").symlink_to(path.resolve())
+        figures, _ = evaluating.evaluate_case(cases.Case(row.subject, field, truth))
+    if figures["error"]:
+        raise InputError(figures["error"])
+    wanted = ("tre_mm", "tre_snapped_mm", "tre_initial_mm", "dice", "asd_mm", "hd_mm", "hd95_mm", "remarks")
+    return {name: figures[name] for name in wanted}
+
+
+def _truth(row: Row) -> dict[str, Path]:
+    """The files of both scans, by the evaluation's names; and the scans, for their grids, where they are files."""
+    files = {
+        f"{scan}_{name}": row.folder / row.cells[f"{scan}_{kind}"]
+        for kind, name in TRUTH.items()
+        for scan in SCANS
+        if all(f"{other}_{kind}" in row.cells for other in SCANS)
+    }
+    scans = {scan: row.folder / row.cells[scan] for scan in SCANS}
+    return files | {scan: path for scan, path in scans.items() if path.is_file()}
+
+
+def _ending(path: Path) -> str:
+    from imagefiles import ending
+
+    return ending(path) or _points_ending(path)
+
+
+ONE_BY_ONE: dict[str, Callable[[Row, Path], Figures]] = {
+    "check": lambda row, _: check(row),
+    "apply": apply,
+    "function": function,
+    "evaluate": evaluate,
+}
+"""The steps that take a pair alone."""
