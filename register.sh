@@ -8,7 +8,10 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 needed=(requirements.txt)
-case ${1:-} in evaluate | convert) needed+=(evaluation/requirements.txt);; esac
+case ${1:-} in
+  evaluate | convert) needed+=(evaluation/requirements.txt);;
+  cohort) needed+=(evaluation/requirements.txt requirements-cohort.txt);;
+esac
 "$here/setup_venv.sh" "${needed[@]}"
 
 # -P and PYTHONPATH: our packages from beside this file, wherever the call comes from; relative paths stay the caller's.

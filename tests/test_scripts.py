@@ -96,7 +96,15 @@ def test_register_without_arguments_makes_the_example_once(sandbox: Sandbox) -> 
 def test_register_sets_up_what_a_command_needs(sandbox: Sandbox) -> None:
     (sandbox.root / "evaluation").mkdir()
     shutil.copy(ROOT / "evaluation" / "requirements.txt", sandbox.root / "evaluation")
-    for command, files in (("points", []), ("evaluate", ["evaluation/requirements.txt"]), ("convert", [])):
+    shutil.copy(ROOT / "requirements-cohort.txt", sandbox.root)
+    evaluation = ["evaluation/requirements.txt"]
+    for command, files in (
+        ("points", []),
+        ("evaluate", evaluation),
+        ("convert", []),
+        ("cohort", ["requirements-cohort.txt"]),
+        ("cohort-table", []),
+    ):
         sandbox.run("register.sh", command)
         installed = [call[-1] for call in sandbox.module_calls("pip") if "install" in call]
         assert [name for name in installed if name != "requirements.txt"] == files

@@ -14,7 +14,7 @@ import pytest
 from algorithm import __version__
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("algorithm", "evaluation", "imagefiles", "resultpages", "weights")
+FOLDERS = ("algorithm", "evaluation", "imagefiles", "resultpages", "weights", "workflow")
 
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -63,13 +63,14 @@ def test_the_wheel_holds_weights_and_licence_and_no_more_than_it_should(wheel: P
     sources = {f.relative_to(ROOT).as_posix() for top in FOLDERS for f in (ROOT / top).rglob("*.py")}
     renamed = {re.sub("^algorithm/", "lungreg/", re.sub("^evaluation/", "lungreg/evaluation/", f)) for f in sources}
     assert {name for name in names if name.endswith(".py")} == renamed
+    assert {"lungreg/workflow/Snakefile", "lungreg/workflow/profiles/slurm/config.yaml"} <= names
     assert {"resultpages/static/style.css", "resultpages/templates/registration.html.j2"} <= names
 
 
 def test_the_command_knows_its_version_and_all_commands(environment: Path) -> None:
     done = call(environment / "lungreg", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
-    for name in ("points", "apply", "evaluate", "convert", "serve"):
+    for name in ("points", "apply", "evaluate", "convert", "serve", "cohort", "cohort-table"):
         done = call(environment / "lungreg", name, "--help")
         assert done.returncode == 0 and f"lungreg {name}" in done.stdout, done.stderr
 

@@ -29,7 +29,7 @@ def figures_of(rows: Sequence[Row], out: Path, settings: Settings) -> list[Figur
 
 def _figures(row: Row, out: Path, settings: Settings, state: Callable[[Path], Any]) -> Figures:
     status, step, error, measured = _status(row, out, settings, state)
-    results = {} if step == "register" or status == "not done" else _results(out, row.subject)
+    results = {} if step in ("check", "register") or status == "not done" else _results(out, row.subject)
     said = [str(sentence) for sentence in results.get("warnings", [])]
     head: Figures = {"subject": row.subject, "status": status, "step": step, "error": error}
     head |= {"warnings": len(said) if results else None, "warning": " ".join(said)}
@@ -41,7 +41,7 @@ def _status(
 ) -> tuple[str, str, str, Mapping[str, Any]]:
     """Status, the step that failed, its sentence, and what the evaluation measured."""
     measured: dict[str, Any] = {}
-    for step in STEPS[1:]:  # the registration's outcome has that of the checks in it
+    for step in STEPS:
         if not concerns(step, row, settings):
             continue
         outcome = read_outcome(out, step, row.subject)

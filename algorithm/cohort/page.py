@@ -165,7 +165,7 @@ def _cards(
     done, failed, left = (len(by_status[status]) for status in ("done", "failed", "not done"))
     warned = sum(bool(f["warnings"]) for f in measured)
     cards = [("Pairs done", str(done), f"of {done + failed + left}")]
-    cards.append(("Failed", str(failed), f"{left} not come to" if left else "none is left"))
+    cards.append(("Failed", str(failed), f"{left} not come to" if left else "all were come to"))
     cards.append(("With warnings", str(warned), "of those registered"))
     for column in (column for column in columns if column.name in CARDS):
         low, middle, high = (_text(v, column) for v in np.percentile(_values(column, measured), [5, 50, 95]).tolist())
@@ -181,8 +181,9 @@ def _chart(column: Column, figures: Sequence[Figures]) -> Histogram | None:
     values = column.factor * _values(column, figures)
     if not len(values):
         return None
-    name, bins = f"{len(values)} pairs", int(np.clip(2 * np.sqrt(len(values)), 5, 40))
-    return histogram(column.title, column.title, {name: values}, 0.0, round_up(values.max()), bins=bins, digits=2)
+    bins = int(np.clip(2 * np.sqrt(len(values)), 5, 40))
+    title, high = f"{len(values)} pairs", round_up(values.max()) if values.max() > 0 else 1.0
+    return histogram(title, column.title, {column.title: values}, 0.0, high, bins=bins, digits=2)
 
 
 def _line(

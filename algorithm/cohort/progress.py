@@ -21,7 +21,9 @@ class Progress:
         return subjects_with(self.out, "register", state) & self.wanted
 
     def line(self) -> str:
-        """One sentence."""
+        """One sentence; none where there is nothing to register."""
+        if not self.wanted:
+            return ""
         now = {state: self._with(state) for state in ("done", "failed")}
         for state, found in now.items():
             self.stale[state] &= found

@@ -227,13 +227,14 @@ class _Said:
         """Says it when it is time."""
         if self.terminal:
             print(f"\r\x1b[2K{line}", end="", flush=True)
-        elif line != self.last and time.monotonic() - self.at > EVERY_S:
+        elif line not in ("", self.last) and time.monotonic() - self.at > EVERY_S:
             print(line, flush=True)
             self.last, self.at = line, time.monotonic()
 
     def end(self, line: str) -> None:
         """The last one."""
-        print(f"\r\x1b[2K{line}" if self.terminal else line, flush=True)
+        if line:
+            print(f"\r\x1b[2K{line}" if self.terminal else line, flush=True)
 
 
 def _concluded(rows: Sequence[Row], out: Path, settings: Settings, code: int) -> int:
