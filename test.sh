@@ -7,7 +7,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 python=.venv/bin/python
 image=lung-registration:test
 
-./setup_venv.sh requirements.txt requirements-dev.txt
+./setup_venv.sh requirements.txt requirements-cohort.txt requirements-dev.txt
 "$python" -m ruff check
 "$python" -m ruff format --check
 "$python" -m mypy

@@ -75,7 +75,7 @@ def write_tables(figures: Sequence[Figures], out: Path) -> None:
 
     from ..images import atomically
 
-    table = pd.DataFrame(list(figures))
+    table = pd.DataFrame(list(figures)).convert_dtypes()  # numbers of things stay whole where some are missing
     with atomically(out / "cohort.csv") as file:
         table.to_csv(file, index=False)
     with atomically(out / "cohort.parquet") as file:

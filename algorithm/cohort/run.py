@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ..errors import InputError, Stopped, stopped_by_signals
 from ..options import Device, FieldGrid, Options, Page, Refine, Switch
 from .done import settled
 from .figures import figures_of
+from .gpu import visible
 from .plan import chunks_for
 from .progress import Progress
 from .settings import CONFIG, CONTAINER, IN_CONTAINER, Settings
@@ -33,6 +34,7 @@ SOME_FAILED = 3
 MOST_TOLD = 100
 """Sentences that are told one by one."""
 POLL_S = 2.0
+GRACE_S = 3.0
 EVERY_S = 60.0
 """Between two lines of progress in a file; on a terminal it is one line that changes."""
 
@@ -152,8 +154,14 @@ def planned(table: Path, rows: Sequence[Row], wishes: Wishes) -> Settings:
         function=wishes.function,
         threads=threads,
         mem_mb=wishes.mem_mb,
+        gpus=min(1, _gpus(wishes)),
         container=wishes.container or CONTAINER,
     )
+
+
+def _gpus(wishes: Wishes) -> int:
+    """Of this machine, each of which one worker takes; with a profile, that says so."""
+    return 0 if wishes.device == "cpu" or wishes.profile is not None else len(visible())
 
 
 def _cores() -> int:
@@ -162,6 +170,8 @@ def _cores() -> int:
 
 def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
     """The command; without a profile for this machine, as many workers as its cores and memory allow."""
+    from ..command import evaluation
+
     command = [sys.executable, "-m", "snakemake", "pairs", "--snakefile", str(WORKFLOW / "Snakefile")]
     command += ["--directory", str(out), *(["--software-deployment-method", "apptainer"] if wishes.container else [])]
     command += ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--nocolor"]
@@ -171,8 +181,9 @@ def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
     else:
         threads = wishes.threads or 1
         cores = _cores() if wishes.workers is None else wishes.workers * threads
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-        command += ["--cores", str(cores), "--resources", f"mem_mb={max(memory, wishes.mem_mb)}"]
+        memory = int(evaluation("workers").memory_bytes()) // 2**20
+        limits = [f"mem_mb={max(memory, wishes.mem_mb)}", *([f"gpu={gpus}"] if (gpus := _gpus(wishes)) else [])]
+        command += ["--cores", str(cores), "--resources", *limits]
     return [*command, *more, *wishes.more]
 
 
@@ -202,12 +213,24 @@ def _watched(command: Sequence[str], out: Path, progress: Progress, lock: int) -
             said.now(progress.line())
             _wait(process, POLL_S)
     except Stopped:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        _stop(process)
         raise
     finally:
         said.end(progress.line())
     return process.returncode
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends Snakemake and its jobs, which clean up. A Ctrl-C on a terminal has reached them already."""
+    import psutil  # comes with Snakemake
+
+    _wait(process, GRACE_S)
+    with suppress(psutil.NoSuchProcess):
+        snakemake = psutil.Process(process.pid)
+        for one in (snakemake, *snakemake.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGINT)
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -43,7 +43,8 @@ def run_step(step: str, out: Path, chunk: str, done: Path, attempt: int = 1) -> 
             _Job(step, out, settings).run(left, attempt)
     outcomes = {row.subject: read_outcome(out, step, row.subject) for row in rows}
     states = {subject: outcome.state for subject, outcome in outcomes.items() if outcome is not None}
-    if "again" in states.values() and attempt < ATTEMPTS:
+    again = [row for row in left if states.get(row.subject) == "again" and failed_before(out, step, row) is None]
+    if again and attempt < ATTEMPTS:
         return 1
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps(states, indent=2) + "\n")
