@@ -11,6 +11,7 @@ run     phantoms that are really registered, one in eight of them broken (a file
 
 import argparse
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,11 @@ def plan(rows: int) -> None:
         (folder / "table.csv").write_text("".join(lines))
         began = time.monotonic()
         subprocess.run(command(folder, ["--dry-run"]), check=True)
-        print(f"{rows} rows planned in {time.monotonic() - began:.1f} s, load {os.getloadavg()[0]:.1f}")
+        taken, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        print(
+            f"{rows} rows planned in {taken:.1f} s, {used.ru_utime + used.ru_stime:.1f} s of a processor, "
+            f"{used.ru_maxrss / 1024:.0f} MB; load {os.getloadavg()[0]:.1f}"
+        )
 
 
 def scans(folder: Path, size: Sequence[int]) -> None:
