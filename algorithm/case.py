@@ -3,7 +3,9 @@
 The three parts are apart so that a program with many cases can read the next one while this one is computed.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -16,6 +18,7 @@ from .prepare import Subject, subjects
 from .registration import Registered, choose_device, register
 from .report import Report
 from .segmentations import mask_file
+from .view import Pair
 from .weights import LoadedCascade
 
 
@@ -77,7 +80,15 @@ def compute(case: Case, weights: LoadedCascade) -> Case:
 def write(case: Case) -> None:
     """The results of a case that was computed."""
     assert case.result is not None
+    also = lung_function(case.options) if case.options.also == "function" else None
     deliver(
         case.outputs, case.grid, case.result.transform, case.fixed, case.moving, case.layout, case.report,
-        case.options.field_grid, case.result.expected,
+        case.options.field_grid, case.result.expected, also,
     )  # fmt: skip
+
+
+def lung_function(options: Options) -> Callable[[Path, Pair, Report], str]:
+    """What ``--also function`` asks for; imported only then."""
+    from .function.deliver import also_function
+
+    return lambda folder, pair, report: also_function(folder, pair, (options.fixed_lobes, options.moving_lobes), report)

@@ -18,7 +18,9 @@ from cyclopts import App, CycloptsError, Parameter
 from . import __version__
 from .cohort.command import cohort, cohort_step, cohort_table
 from .errors import InputError, exit_code, stopped_by_signals
-from .options import HELP, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
+from .function.command import EXAMPLES as FUNCTION
+from .function.command import function
+from .options import HELP, Also, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
 
 EXAMPLES = """
 Examples:
@@ -85,6 +87,7 @@ def register(
     names: Annotated[Names, _told("names")] = "kind",
     transforms: Annotated[Switch, _told("transforms")] = "on",
     report: Annotated[Page, _told("report")] = Options.report,
+    also: Annotated[Also, _told("also")] = Options.also,
 ) -> None:
     """Register two scans: the displacement field, the warped moving image and results.json are written into OUT."""
     from .__main__ import run_once
@@ -205,6 +208,9 @@ def slicer(
     from .slicer import write_script
 
     print(write_script(result, out, fixed, moving, overwrite))
+
+
+app.command(function, help_epilogue=FUNCTION)
 
 
 @app.command(help_flags=(), version_flags=())

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .determinant import DeterminantStatistics, checked
-from .errors import first_line
+from .errors import InputError, first_line
 from .expected_error import ExpectedError
 from .folding import unfold
 from .geometry import Grid, slabs
@@ -54,9 +54,11 @@ def deliver(
     report: Report,
     field_grid: FieldGrid = "fixed",
     expected: ExpectedError | None = None,
+    also: Callable[[Path, Pair, Report], str] | None = None,
 ) -> None:
     """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, where they are wanted
-    the transforms for other programs and the page; the ``expected`` error where there is one; and results.json.
+    the transforms for other programs and the page; the ``expected`` error where there is one; and results.json. What is
+    ``also`` wanted is given the folder, and makes a section of the page.
 
     The field is checked for folding on the grid that it is written on.
     """
@@ -82,8 +84,10 @@ def deliver(
                 report.set(inverse_residual_mm=residual)
         report.set(paths=paths_from(outputs.results.parent, fixed=fixed.image.path, moving=moving.image.path))
         report.set(**figures(fixed, moving, transform))
+        pair = Pair(fixed, moving, transform, expected)
+        section = "" if also is None else write_also(outputs.results.parent, pair, report, also)
         if outputs.page is not None:
-            write_page(outputs.page, Pair(fixed, moving, transform, expected), report)
+            write_page(outputs.page, pair, report, section)
         write_results(outputs.results, report.to_dict())
     for line in in_words(report.to_dict(), outputs):
         log.info(line)
@@ -94,13 +98,27 @@ def write_error(path: Path, grid: Grid, expected: ExpectedError) -> None:
     write_image_slabs(path, grid, (expected.at(slab) for slab in slabs(grid)), torch.float32, result_mark(path))
 
 
-def write_page(path: Path, pair: Pair, report: Report) -> None:
+def write_also(folder: Path, pair: Pair, report: Report, also: Callable[[Path, Pair, Report], str]) -> str:
+    """The section of the page. A fault does not take the other results with it: it becomes a warning."""
+    with report.timed("function"):
+        try:
+            return also(folder, pair, report)
+        except Exception as error:
+            log.debug("lung function", exc_info=True)
+            why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {first_line(error)}"
+            report.warn(f"Lung function was not measured: {why}.")
+            return ""
+
+
+def write_page(path: Path, pair: Pair, report: Report, section: str = "") -> None:
     """report.html. A fault in making it does not take the other results with it: it becomes a warning."""
     with report.timed("write page"):
         try:
-            from .page import registration_page  # here: who wants no page need not wait for its libraries
+            from resultpages.page import with_section  # here: who wants no page need not wait for its libraries
 
-            text = registration_page(pair, report.to_dict(), PAGE_MARK)
+            from .page import registration_page
+
+            text = with_section(registration_page(pair, report.to_dict(), PAGE_MARK), section)
         except Exception as error:
             log.debug("report.html", exc_info=True)
             report.warn(f"report.html could not be made ({type(error).__name__}: {first_line(error)}).")

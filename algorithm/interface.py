@@ -44,6 +44,13 @@ PAGE_MARK = "written by lung-registration as report.html"
 """The comment in the second line of every page that this program writes."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
 """Of every results.json that this program writes (`Report`)."""
+FUNCTION = ("function.json", "function.csv")
+"""What `lungreg function` measures, beside results.json."""
+FUNCTION_IMAGES = "function"
+"""The folder of its images in images/."""
+FUNCTION_COLOURS = "prm.ctbl"
+FUNCTION_MARK = "# written by lung-registration"
+"""The first line of `FUNCTION_COLOURS`."""
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
 
 log = logging.getLogger(__name__)
@@ -411,18 +418,57 @@ def is_own_transform(path: Path) -> bool:
 
 def is_own_results(path: Path) -> bool:
     """Whether it is a results.json that this program wrote."""
+    return _is_own_json(path, OWN_ENTRIES)
+
+
+def _is_own_json(path: Path, entries: set[str]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and content.keys() >= OWN_ENTRIES
+    return isinstance(content, dict) and content.keys() >= entries
 
 
 def is_own_page(path: Path) -> bool:
     """Whether it is a page that this program wrote."""
     return _begins_with(path, f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode())
+
+
+def _own_function(root: Path) -> Iterator[tuple[Path, bool]]:
+    """What lies where the lung function is written, and whether this program wrote it."""
+    table, cells = (root / name for name in FUNCTION)
+    images = root / "images" / FUNCTION_IMAGES
+    if _exists(table):
+        yield table, is_own_function(table)
+    if _exists(cells):
+        yield cells, _begins_with(cells, b"region,volume_in_l,")
+    if _exists(images / FUNCTION_COLOURS):
+        yield images / FUNCTION_COLOURS, _begins_with(images / FUNCTION_COLOURS, FUNCTION_MARK.encode())
+    for image in _images(images):
+        yield image, is_own_image(image)
+
+
+def is_own_function(path: Path) -> bool:
+    """Whether it is a function.json that this program wrote."""
+    return _is_own_json(path, {"version", "inspiration", "settings", "regions"})
+
+
+def check_function(root: Path) -> None:
+    """InputError where lung function would take the place of a file that is none of this program's."""
+    _check_writable(root / "images" / FUNCTION_IMAGES)
+    for path, own in _own_function(root):
+        _check_replaceable(path, set(), own)
+
+
+def remove_own_function(root: Path) -> None:
+    """What an earlier run measured; it belongs to another field."""
+    for path, own in _own_function(root):
+        if own:
+            path.unlink()
+    with suppress(OSError):  # it is not there, or holds something else
+        (root / "images" / FUNCTION_IMAGES).rmdir()
 
 
 def _in_the_way(path: Path) -> list[Path]:
@@ -468,10 +514,11 @@ def _folders_below(path: Path) -> list[Path]:
 
 
 def remove_own_texts(root: Path) -> None:
-    """results.json and report.html that this program wrote."""
+    """results.json and report.html that this program wrote, and the lung function, which is that of their field."""
     for path, own in ((root / RESULTS, is_own_results), (root / PAGE, is_own_page)):
         if own(path):
             path.unlink()
+    remove_own_function(root)
 
 
 def _remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:

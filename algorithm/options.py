@@ -27,6 +27,7 @@ Switch = Literal["on", "off"]
 Names = Literal["case", "kind"]
 Format = Literal["auto", "mha", "nii.gz", "nrrd"]
 Page = Literal["auto", "on", "off"]
+Also = Literal["nothing", "function"]
 
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
@@ -48,6 +49,7 @@ HELP = {
     "these; otherwise, and on grand-challenge.org, mha",
     "names": "of the images. case: both that of the fixed image; kind: with _field, _warped and _error after it",
     "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
+    "also": "function: measure ventilation, air trapping, densities and strains as well, see lungreg function",
     "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
 }
 
@@ -73,6 +75,7 @@ class Options:
     names: Names = "case"
     transforms: Switch = "off"
     report: Page = "auto"
+    also: Also = "nothing"
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
@@ -89,9 +92,10 @@ class Options:
         refinement = [] if self.refine == "off" else ["refine"]
         page = ["write page"] if self.wants_page() else []
         transforms = ["write transforms"] if self.transforms == "on" else []
+        also = [] if self.also == "nothing" else [self.also]
         return [
             *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality", "expected error"),
-            *("write field", "write warped", "write expected error", *transforms, *page),
+            *("write field", "write warped", "write expected error", *transforms, *also, *page),
         ]
 
     def sources(self) -> list[Path]:

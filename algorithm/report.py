@@ -26,6 +26,8 @@ STAGES = {
     "write warped": "Writing the warped scan",
     "write expected error": "Writing the expected error",
     "write transforms": "Writing the transforms",
+    "function": "Measuring lung function",
+    "write function": "Writing the lung function",
     "write page": "Making the page to look at",
 }
 """The steps of a run: names of the timings in results.json, and words for them."""

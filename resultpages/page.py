@@ -11,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
+SECTION = ("<!-- begin: more -->", "<!-- end: more -->")
+"""In a registration's page: between them lies what is measured later."""
 
 
 def render(template: str, *, scripts: Sequence[str] = (), run_later: Sequence[str] = (), **values: Any) -> str:
@@ -30,6 +32,18 @@ def render(template: str, *, scripts: Sequence[str] = (), run_later: Sequence[st
         .get_template(template)
         .render(policy=policy, style=static("style.css"), scripts=sources, **values)
     )
+
+
+def fragment(template: str, **values: Any) -> Markup:
+    """The text of a part of a page, which takes no scripts."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
+def with_section(page: str, section: str) -> str:
+    """A page with another section in the place that its template leaves for one; as it is where there is none."""
+    before, begin, rest = page.partition(SECTION[0])
+    _, end, after = rest.partition(SECTION[1])
+    return f"{before}{begin}{section}{end}{after}" if begin and end else page
 
 
 @functools.cache

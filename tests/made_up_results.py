@@ -37,14 +37,16 @@ def wavy(grid: Grid = BOX, amplitude_mm: float = 8.0) -> torch.Tensor:
 WAVY = Transform(wavy(), BOX, AFFINE)
 
 
-def lungs_at(corner_mm: np.ndarray) -> LungMask:
-    """A block of 75 mm."""
+def lungs_at(corner_mm: np.ndarray, number: int = 30) -> LungMask:
+    """A block of ``number``³ voxels of 2.5 mm."""
     x, y, z = corner_mm.tolist()
-    return LungMask(torch.ones(1, 1, 30, 30, 30, dtype=torch.bool), Grid((30, 30, 30), (2.5, 2.5, 2.5), (x, y, z)))
+    grid = Grid((number, number, number), (2.5, 2.5, 2.5), (x, y, z))
+    return LungMask(torch.ones(1, 1, *grid.shape, dtype=torch.bool), grid)
 
 
 FIXED_LUNGS = lungs_at(BOX.to_world(np.array([12, 8, 8])))
-MOVING_LUNGS = lungs_at(AFFINE(BOX.to_world(np.array([12, 8, 8]))))
+MOVING_LUNGS = lungs_at(AFFINE(BOX.to_world(np.array([12, 8, 8]))), 26)
+"""Smaller: the moving scan is the expiration."""
 
 
 def rising(grid: Grid) -> ExpectedError:

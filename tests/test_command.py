@@ -70,6 +70,7 @@ def test_every_option_of_the_container_but_its_folders_is_understood(
         "names": "case",
         "transforms": "off",
         "report": "off",
+        "also": "function",
     }
     assert {entry.name for entry in fields(Options)} - values.keys() == {"input", "output", "fixed", "moving"}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]

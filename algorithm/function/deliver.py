@@ -1,0 +1,238 @@
+"""``lungreg function``: reads a result and its scans, and writes table, images and the section of report.html."""
+
+import csv
+import io
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from resultpages.page import with_section
+
+from .. import __version__
+from ..errors import InputError
+from ..geometry import Grid, slabs
+from ..images import canonical, read_image, write_image_slabs
+from ..intensities import in_hounsfield_units
+from ..interface import (
+    FUNCTION,
+    FUNCTION_COLOURS,
+    FUNCTION_IMAGES,
+    FUNCTION_MARK,
+    PAGE,
+    check_function,
+    is_own_page,
+    result_mark,
+    sole_writer,
+    write_results,
+    write_text,
+)
+from ..prepare import Subject, given_lungs, subject
+from ..report import Report
+from ..result import Result, Scan, read_result
+from ..resultimages import expected_error_of
+from ..view import Pair
+from .deformation import anisotropic_deformation_index, slab_rod_index
+from .prm import LEFT_OUT, UNCERTAIN, colour_table
+from .quantities import QUANTITIES
+from .regions import regions_of
+from .report import section
+from .settings import DEFAULT, FunctionSettings
+from .table import Measured, lungs_row, measured
+from .ventilation import sacj, sai, saj, scaled, tissue_share
+from .voxels import Case
+
+NOTHING = -1.0
+"""In images of numbers, where nothing is said; no measure can be as low."""
+HIGHEST = 10.0
+"""Of the ventilation in images: a voxel without tissue would have an infinite one."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the result does not hold, as far as the user says it."""
+
+    fixed: Path | None = None
+    moving: Path | None = None
+    """None: a scan of the name that results.json has, in the working folder, in that of the result, or above it."""
+    fixed_mask: Path | None = None
+    moving_mask: Path | None = None
+    """None: the lungs that were found, or made from the HU where they were not kept."""
+    fixed_lobes: Path | None = None
+    moving_lobes: Path | None = None
+
+
+def function(folder: Path, given: Given = Given(), settings: FunctionSettings = DEFAULT) -> str:
+    """Measures a result and writes what is found into its folder; a few lines in words.
+
+    InputError for what the user can put right. What an earlier call wrote is replaced, nothing else.
+    """
+    settings.check()
+    report = Report(["read", "function", "write function"])
+    with report.timed("read"):
+        result = read_result(folder)
+        check_function(folder)
+        case = read_case(folder, result, given)
+    with report.timed("function"):
+        found = measured(case, settings)
+    with report.timed("write function"), sole_writer(folder):
+        check_function(folder)
+        names = {scan: str(result.figures.get(scan, "unnamed")) for scan in ("fixed", "moving")}
+        page = write_function(folder, found, settings, names)
+        if is_own_page(folder / PAGE):
+            text = with_section((folder / PAGE).read_text(encoding="utf-8"), page)
+            write_text(folder / PAGE, text)
+    for sentence in found.warnings:
+        log.warning(sentence)
+    return in_words(folder, found, names)
+
+
+def read_case(folder: Path, result: Result, given: Given) -> Case:
+    """Both scans with their lungs; InputError where they cannot be found, or are others than were registered."""
+    fixed = _subject(folder, result, "fixed", given.fixed, given.fixed_mask)
+    moving = _subject(folder, result, "moving", given.moving, given.moving_mask)
+    return Case(
+        fixed,
+        moving,
+        result.transform,
+        regions_of(fixed.lungs, given.fixed_lobes),
+        regions_of(moving.lungs, given.moving_lobes),
+        expected_error_of(folder),
+    )
+
+
+def _subject(folder: Path, result: Result, scan: Scan, given: Path | None, mask: Path | None) -> Subject:
+    path = given or _find(folder, scan, result.figures.get(scan))
+    image = read_image(path)
+    if "grids" in result.figures and not _same(image.grid, result.grid(scan)):
+        raise InputError(f"{path}: lies on another grid than the {scan} scan that was registered, expected that scan")
+    lungs = result.fixed_lungs if scan == "fixed" else result.moving_lungs
+    if mask is None and lungs is not None:
+        return Subject(in_hounsfield_units(canonical(image)), lungs)
+    found = subject(image, mask)
+    return found._replace(lungs=given_lungs(mask, found.image) or found.lungs)
+
+
+def _find(folder: Path, scan: Scan, name: Any) -> Path:
+    places = [Path.cwd(), folder, folder.absolute().parent]
+    for place in places:
+        if isinstance(name, str) and name and (place / name).exists():
+            return place / name
+    raise InputError(
+        f"{folder}: the {scan} scan, {name or 'which results.json does not name'}, lies neither in the working folder "
+        f"nor in or beside that of the result, expected --{scan} with the scan"
+    )
+
+
+def _same(one: Grid, other: Grid) -> bool:
+    """To what a header in single precision keeps."""
+    places = np.array([np.zeros(3), np.array(one.size) - 1])
+    return one.size == other.size and bool(np.abs(one.to_world(places) - other.to_world(places)).max() < 0.01)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def also_function(folder: Path, pair: Pair, lobes: tuple[Path | None, Path | None], report: Report) -> str:
+    """At the end of a registration (``--also function``): measures and writes; the section for report.html.
+
+    InputError as in `function`; what is to be looked at becomes warnings of the registration.
+    """
+    check_function(folder)
+    expected, settings = pair.expected, DEFAULT
+    error = None if expected is None else (lambda grid: expected.at(grid)[0, 0].numpy())
+    regions = [regions_of(of.lungs, path) for of, path in zip((pair.fixed, pair.moving), lobes, strict=True)]
+    found = measured(Case(pair.fixed, pair.moving, pair.transform, regions[0], regions[1], error), settings)
+    for sentence in found.warnings:
+        report.warn(sentence)
+    names = {"fixed": pair.fixed.image.path.name, "moving": pair.moving.image.path.name}
+    return write_function(folder, found, settings, names)
+
+
+def write_function(folder: Path, found: Measured, settings: FunctionSettings, names: dict[str, str]) -> str:
+    """Table and images; the section for report.html. The JSON file comes last: it says that all is there."""
+    (folder / FUNCTION[0]).unlink(missing_ok=True)
+    images = folder / "images" / FUNCTION_IMAGES
+    images.mkdir(parents=True, exist_ok=True)
+    for name, values in measures(found, settings.tissue_hu).items():
+        path = images / f"{name}.mha"
+        dtype = torch.uint8 if values.dtype == np.uint8 else torch.float32
+        write_image_slabs(path, found.voxels.grid, _scattered(found, values), dtype, result_mark(path))
+    write_text(images / FUNCTION_COLOURS, f"{FUNCTION_MARK}\n{colour_table()}")
+    write_text(folder / FUNCTION[1], as_csv(found))
+    content = {
+        "version": __version__,
+        "inspiration": found.inspiration,
+        **names,
+        "settings": asdict(settings),
+        "warnings": list(found.warnings),
+        "regions": found.regions,
+    }
+    write_results(folder / FUNCTION[0], content)
+    return section(found)
+
+
+def measures(found: Measured, tissue_hu: float) -> dict[str, Float32[np.ndarray, " n"] | UInt8[np.ndarray, " n"]]:
+    """The images' values by name; by the filtered HU, `NOTHING` where a voxel does not count."""
+    voxels, counts = found.voxels, (found.prm != UNCERTAIN) & (found.prm != LEFT_OUT)
+    inside, outside = (
+        tissue_share(hu, tissue_hu) for hu in (scaled(voxels.inspiration_hu, found.mass_factor), voxels.expiration_hu)
+    )
+    stretches = voxels.stretches
+    values = {
+        "saj": np.where(found.prm != UNCERTAIN, saj(voxels.expansion), NOTHING),
+        "sacj": np.where(counts, sacj(voxels.expansion, inside, outside), NOTHING),
+        "sai": np.where(counts, sai(inside, outside), NOTHING),
+        "adi": np.where(found.prm != UNCERTAIN, anisotropic_deformation_index(stretches), NOTHING),
+        "sri": np.where(found.prm != UNCERTAIN, slab_rod_index(stretches), NOTHING),
+    }
+    numbers = {
+        name: np.nan_to_num(of, nan=NOTHING, posinf=HIGHEST).clip(NOTHING, HIGHEST).astype(np.float32)
+        for name, of in values.items()
+    }
+    return {"prm": found.prm, **numbers}
+
+
+def _scattered(found: Measured, values: np.ndarray) -> Iterator[Tensor]:
+    """The values at their places in the box, slab by slab; outside the lungs 0 for labels, `NOTHING` for numbers."""
+    where, start, z = found.voxels.where, 0, 0
+    for slab in slabs(found.voxels.grid):
+        inside = where[z : z + slab.shape[0]]
+        count = int(inside.sum())
+        part = np.full(slab.shape, 0 if values.dtype == np.uint8 else NOTHING, values.dtype)
+        part[inside] = values[start : start + count]
+        start, z = start + count, z + slab.shape[0]
+        yield torch.from_numpy(part)[None, None]
+
+
+def as_csv(found: Measured) -> str:
+    """A line for each region; what is not known is empty."""
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["region", *(quantity.key for quantity in QUANTITIES)])
+    for region, row in found.regions.items():
+        cells = (row[quantity.key] for quantity in QUANTITIES)
+        writer.writerow([region, *("" if value is None else f"{value:.6g}" for value in cells)])
+    return out.getvalue()
+
+
+def in_words(folder: Path, found: Measured, names: dict[str, str]) -> str:
+    """What a person wants to know first."""
+    row, expiration = lungs_row(found), "moving" if found.inspiration == "fixed" else "fixed"
+    known = {quantity.key: quantity.text(row[quantity.key]) for quantity in QUANTITIES}
+    return (
+        f"Inspiration: the {found.inspiration} scan ({names[found.inspiration]}), {known['volume_in_l']} l; "
+        f"expiration: the {expiration} scan ({names[expiration]}), {known['volume_ex_l']} l.\n"
+        f"PRM: {known['prm_normal_percent']} % normal, {known['prm_fsad_percent']} % fSAD, "
+        f"{known['prm_emphysema_percent']} % emphysema, {known['prm_emptying_percent']} % in the fourth quadrant. "
+        f"SAJ {known['saj']}, SACJ {known['sacj']}, SAI {known['sai']}.\n"
+        f"Table: {folder / FUNCTION[1]}; images: {folder / 'images' / FUNCTION_IMAGES}."
+    )

@@ -1,0 +1,127 @@
+"""What is measured apart: both lungs, each lung, and each lobe where lobes are given."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from imagefiles import ENDINGS
+
+from ..errors import InputError
+from ..geometry import Grid, warp
+from ..images import read_volume
+from ..lungs import LungMask
+from ..segmentations import TOTALSEGMENTATOR
+from ..sides import LEFT, RIGHT, left_and_right
+
+LUNGS = "both lungs"
+SIDES = {"right lung": RIGHT, "left lung": LEFT}
+LOBES = {
+    "left upper lobe": 1,
+    "left lower lobe": 2,
+    "right upper lobe": 3,
+    "right middle lobe": 4,
+    "right lower lobe": 5,
+}
+"""lungmask's labels; TotalSegmentator's follow in the same order."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The lung (`sides.RIGHT`, `sides.LEFT`, `sides.UNKNOWN`) and the lobe of voxels that lie in the lungs."""
+
+    sides: UInt8[np.ndarray, " n"]
+    lobes: UInt8[np.ndarray, " n"] | None = None
+    """0 where there is none."""
+
+    def of(self, region: str) -> Bool[np.ndarray, " n"]:
+        """Which voxels belong to a region; none to a lobe where lobes are not known."""
+        if region == LUNGS:
+            return np.ones(len(self.sides), bool)
+        if region in SIDES:
+            belongs: np.ndarray = self.sides == SIDES[region]
+            return belongs
+        return np.zeros(len(self.sides), bool) if self.lobes is None else self.lobes == LOBES[region]
+
+    def names(self) -> Iterator[str]:
+        """The regions that have voxels."""
+        for region in (LUNGS, *SIDES, *LOBES):
+            if self.of(region).any():
+                yield region
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The lungs of one scan, taken apart, each map on its own grid."""
+
+    sides: UInt8[Tensor, "1 1 z y x"]
+    grid: Grid
+    lobes: UInt8[Tensor, "1 1 zl yl xl"] | None = None
+    lobes_grid: Grid | None = None
+
+    def at(self, grid: Grid) -> tuple[Bool[np.ndarray, "z y x"], Labels]:
+        """Where the lungs are on another grid, by the nearest voxel, and the labels of these voxels."""
+        sides = _nearest(self.sides, self.grid, grid)
+        inside = sides > 0
+        if self.lobes is None or self.lobes_grid is None:
+            return inside, Labels(sides[inside])
+        return inside, Labels(sides[inside], _nearest(self.lobes, self.lobes_grid, grid)[inside])
+
+
+def _nearest(labels: Tensor, source: Grid, target: Grid) -> UInt8[np.ndarray, "z y x"]:
+    found: np.ndarray = warp(labels.float(), source, None, target, fill=0.0, nearest=True)[0, 0].byte().numpy()
+    return found
+
+
+def regions_of(lungs: LungMask, lobes: Path | None = None) -> Regions:
+    """Right and left by the mask, the lobes from a file or folder of another program; InputError as `read_lobes`."""
+    sides = left_and_right(lungs)
+    if lobes is None:
+        return Regions(sides, lungs.grid)
+    labels, grid = read_lobes(lobes)
+    return Regions(sides, lungs.grid, torch.from_numpy(labels)[None, None], grid)
+
+
+def read_lobes(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
+    """Labels as in `LOBES`: from lungmask's file, TotalSegmentator's with all its labels, or the folder of its files.
+
+    InputError where no lobe is there, or something else.
+    """
+    if path.is_dir():
+        return _from_folder(path)
+    labels, grid = read_volume(path)
+    found = {int(label) for label in np.unique(labels) if label > 0}
+    if found and found <= set(LOBES.values()):
+        return labels.astype(np.uint8), grid
+    if not found & set(TOTALSEGMENTATOR):
+        raise InputError(
+            f"{path}: has the labels {', '.join(map(str, sorted(found)[:20])) or 'none but 0'}, expected lobes: "
+            f"1 to {len(LOBES)} alone (lungmask), or TotalSegmentator's {TOTALSEGMENTATOR[0]} to {TOTALSEGMENTATOR[-1]}"
+        )
+    lobes = np.zeros(labels.shape, np.uint8)
+    for label, theirs in enumerate(TOTALSEGMENTATOR, start=1):
+        lobes[labels == theirs] = label
+    return lobes, grid
+
+
+def _from_folder(folder: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
+    """A file for each lobe, lung_upper_lobe_left and the like."""
+    lobes: np.ndarray | None = None
+    on: Grid | None = None
+    for name, label in LOBES.items():
+        side, part, _ = name.split()
+        files = [path for path in folder.glob(f"lung_{part}_lobe_{side}.*") if path.name.endswith(tuple(ENDINGS))]
+        if len(files) != 1:
+            continue
+        mask, grid = read_volume(files[0])
+        if on is not None and grid != on:
+            raise InputError(f"{files[0]}: lies on another grid than the other lobes, expected lobes of one scan")
+        lobes, on = np.zeros(mask.shape, np.uint8) if lobes is None else lobes, grid
+        lobes[mask > 0] = label
+    if lobes is None or on is None:
+        raise InputError(f"{folder}: has no lung_upper_lobe_left and the like, expected TotalSegmentator's files")
+    return lobes, on
