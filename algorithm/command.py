@@ -20,6 +20,8 @@ from .cohort.command import cohort, cohort_step, cohort_table
 from .errors import InputError, exit_code, stopped_by_signals
 from .function.command import EXAMPLES as FUNCTION
 from .function.command import function
+from .match_command import EXAMPLES as MATCH
+from .match_command import match
 from .options import HELP, Also, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
 
 EXAMPLES = """
@@ -211,6 +213,7 @@ def slicer(
 
 
 app.command(function, help_epilogue=FUNCTION)
+app.command(match, help_epilogue=MATCH)
 
 
 @app.command(help_flags=(), version_flags=())
