@@ -446,7 +446,7 @@ def _own_function(root: Path) -> Iterator[tuple[Path, bool]]:
         yield cells, _begins_with(cells, b"region,volume_in_l,")
     if _exists(images / FUNCTION_COLOURS):
         yield images / FUNCTION_COLOURS, _begins_with(images / FUNCTION_COLOURS, FUNCTION_MARK.encode())
-    for image in _images(images):
+    for image in images_in(images):
         yield image, is_own_image(image)
 
 
