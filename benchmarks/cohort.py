@@ -1,12 +1,14 @@
 """A cohort's planning at scale, and whether nothing is lost or done twice when it is killed.
 
     python -m benchmarks.cohort plan [--rows 10000]
-    python -m benchmarks.cohort run [--pairs 40] [--size 36 30 34] [--workers 2] [--weights FOLDER]
+    python -m benchmarks.cohort run [--pairs 40] [--size 36 30 34] [--workers 2] [--weights FOLDER] [-- OPTIONS]
 
 plan    a made-up table over files that are empty, planned by `lungreg cohort --dry-run`
 run     phantoms that are really registered, one in eight of them broken (a file that is missing, values that are no
         HU, a mask of everything, a text that is no image); the whole group of processes killed by SIGKILL when half of
         the pairs have ended; called again; again when all is done; and after a row was edited and one added
+
+OPTIONS are those of `lungreg cohort`.
 """
 
 import argparse
@@ -135,12 +137,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--weights", type=Path, help="others than the bundled ones; small ones are quick")
     parser.add_argument("--keep", type=Path, help="a new folder that everything is left in")
-    arguments = parser.parse_args()
+    separator = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    arguments = parser.parse_args(sys.argv[1:separator])
     if arguments.what == "plan":
         plan(arguments.rows)
         return
     more = ["--refine=off", "--device=cpu", "--transforms=off", "--report=off", f"--workers={arguments.workers}"]
     more += [f"--weights={arguments.weights}"] if arguments.weights else []
+    more += sys.argv[separator + 1 :]
     folder = Path(tempfile.mkdtemp()) if arguments.keep is None else arguments.keep
     try:
         run(arguments.pairs, arguments.size, more, folder)

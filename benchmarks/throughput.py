@@ -83,13 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--refine", choices=("off", "fast", "full"), default="fast")
+    parser.add_argument("--weights", type=Path, help="others than the bundled ones")
     parser.add_argument("--report", choices=("on", "off"), default="on")
     parser.add_argument("--transforms", choices=("on", "off"), default="on")
     parser.add_argument("--pairs", type=int, default=4, help="of a warm worker")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--size", type=int, nargs=3, default=(96, 80, 96), metavar=("X", "Y", "Z"))
     arguments = parser.parse_args()
-    wishes = Wishes(arguments.refine, "cpu", transforms=arguments.transforms, report=arguments.report)
+    wishes = Wishes(
+        arguments.refine, "cpu", arguments.weights, transforms=arguments.transforms, report=arguments.report
+    )
     times: dict[tuple[int, int, int], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
