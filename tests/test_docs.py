@@ -56,11 +56,10 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "result" / "results.json").write_text(json.dumps(figures))
     for name in ("onto_later", "later_segmentations"):
         (folder / name).mkdir()
-    scans = {"later": FIXED, "earlier": MOVING, "now": FIXED, "before": MOVING}
-    for name, grid in (scans | {"other_grid": FIXED, "lungs": FIXED}).items():
+    for name, grid in (("later", FIXED), ("earlier", MOVING), ("other_grid", FIXED), ("lungs", FIXED)):
         sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
-    for name in ("now", "before"):  # as results.json has them
-        sitk.WriteImage(sitk.ReadImage(str(folder / f"{name}.nii.gz")), str(folder / f"{name}.mha"))
+    for name, grid in (("now", FIXED), ("before", MOVING)):  # as results.json has them
+        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.mha"))
     sitk.WriteImage(image(blobs(MOVING, "uint8"), MOVING), str(folder / "lobes.nii.gz"))
     (folder / "nodule.fcsv").write_text(fcsv(POINTS, "LPS"))
     (folder / "vessels.stl").write_bytes(stl(POINTS, True))

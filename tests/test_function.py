@@ -28,6 +28,7 @@ from algorithm.transform import Transform
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, write_result
 from tests.pages import Reader
+from tests.plastimatch import needs_plastimatch, plastimatch
 from tests.running import call_main, pair_options, results
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
@@ -281,6 +282,16 @@ def test_the_determinant_is_simpleitks() -> None:
     np.testing.assert_allclose(ours()[inner], theirs[inner], atol=1e-5)
     own = jacobian_determinant(WAVY.displacement, PLAIN)[0].numpy()
     np.testing.assert_allclose(ours(), own, atol=1e-5)
+
+
+@needs_plastimatch
+def test_the_determinant_is_plastimatchs(tmp_path: Path) -> None:
+    sitk.WriteImage(sitk.Cast(plain_field(), sitk.sitkVectorFloat32), str(tmp_path / "field.mha"))
+    plastimatch("jacobian", "--input", tmp_path / "field.mha", "--output-img", tmp_path / "jacobian.mha")
+    theirs = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "jacobian.mha")))
+    inner = (slice(1, -1),) * 3
+    assert np.std(theirs[inner]) > 0.05
+    np.testing.assert_allclose(ours()[inner], theirs[inner], atol=1e-5)
 
 
 def test_the_determinant_is_that_of_ants(tmp_path: Path) -> None:
