@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 from jaxtyping import Bool, Float
 
 from .apply import Interpolation, Resampling, affine_transform, field_transform, placed, read_any
@@ -99,6 +100,10 @@ class Registration:
         determinant = jacobian_determinant(transform.displacement, transform.grid)[0].numpy()
         linear = float(np.linalg.det(np.array(transform.affine.matrix)))
         return placed(sitk.GetImageFromArray(determinant * np.float32(linear)), transform.grid)
+
+    def displacement(self, grid: Grid) -> Float[torch.Tensor, "1 3 z y x"]:
+        """The displacement (mm) from points of the fixed scan to the moving one, on any grid of the fixed world."""
+        return self._result.transform.field(grid)
 
     def expected_error(self) -> sitk.Image:
         """How far (mm) the field is probably from the truth, in the lungs, on the grid that it is estimated on.

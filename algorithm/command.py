@@ -23,6 +23,8 @@ from .function.command import function
 from .match_command import EXAMPLES as MATCH
 from .match_command import match
 from .options import HELP, Also, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
+from .sequence_command import EXAMPLES as SEQUENCE
+from .sequence_command import sequence
 
 EXAMPLES = """
 Examples:
@@ -214,6 +216,7 @@ def slicer(
 
 app.command(function, help_epilogue=FUNCTION)
 app.command(match, help_epilogue=MATCH)
+app.command(sequence, name="4d", help_epilogue=SEQUENCE)
 
 
 @app.command(help_flags=(), version_flags=())
