@@ -108,7 +108,7 @@ class _Images:
     def __init__(self, folder: Path, how: Applied) -> None:
         result = read_result(folder)
         grid = result.grid(how.onto) if how.reference is None else read_grid(how.reference)
-        self.resampling = Resampling(_transform(folder, result, how.onto), grid, how.interpolation, how.background)
+        self.resampling = Resampling(transform_onto(folder, result, how.onto), grid, how.interpolation, how.background)
         self.words = _words(result, how.onto)
 
     def write(self, source: Path, target: Path) -> str:
@@ -203,7 +203,7 @@ def write_lungs(folder: Path, out: Path, of: Scan, reference: Path | None = None
     return f"{out}, the lungs of the {of} scan ({result.figures.get(of, 'unnamed')}): {'; '.join(said)}"
 
 
-def _transform(folder: Path, result: Result, onto: Scan) -> sitk.Transform:
+def transform_onto(folder: Path, result: Result, onto: Scan) -> sitk.Transform:
     """From points of the scan that is sampled onto to those of the other: what pulls the image."""
     path = folder / TRANSFORMS[["fixed", "moving"].index(onto)]
     if "inverse_residual_mm" in result.figures:

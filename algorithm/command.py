@@ -17,6 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .cohort.command import cohort, cohort_step, cohort_table
+from .dicom_command import EXAMPLES as DICOM
+from .dicom_command import dicom
 from .errors import InputError, exit_code, stopped_by_signals
 from .function.command import EXAMPLES as FUNCTION
 from .function.command import function
@@ -216,6 +218,7 @@ def slicer(
 
 app.command(function, help_epilogue=FUNCTION)
 app.command(match, help_epilogue=MATCH)
+app.command(dicom, help_epilogue=DICOM)
 app.command(sequence, name="4d", help_epilogue=SEQUENCE)
 
 
