@@ -16,6 +16,9 @@ from .settings import DEFAULT, FunctionSettings
 from .ventilation import mass_factor, sacj, sai, saj, scaled, tissue_share
 from .voxels import Case, Voxels, lung_values, voxels_of, which_is_inspiration
 
+BLOCK = 2**20
+"""Voxels that are worked on together where numbers for all of them would take much room."""
+
 Row = dict[str, float | None]
 """Values by the keys of `QUANTITIES`; None where there is nothing to tell."""
 
@@ -116,7 +119,7 @@ def _of_both(
         return row | dict.fromkeys(("saj", "saj_sd", "sacj", "sai", "strain_1", "strain_2", "strain_3", "adi", "sri"))
     hu = [of[where][counts] for of in (voxels.inspiration_hu, voxels.expiration_hu)]
     row |= _ventilation(ml[counts], expansion[counts], np.asarray(scaled(hu[0], factor)), hu[1], settings.tissue_hu)
-    return row | _deformation(voxels.stretches[where][counts].astype(np.float64), ml[counts])
+    return row | _deformation(voxels.stretches[where][counts], ml[counts])
 
 
 def _prm_volumes(label: UInt8[np.ndarray, " n"], ml: Float[np.ndarray, " n"]) -> Row:
@@ -148,12 +151,19 @@ def _ventilation(
 
 
 def _deformation(stretches: Float[np.ndarray, "n 3"], ml: Float[np.ndarray, " n"]) -> Row:
-    strains, index = principal_strains(stretches), slab_rod_index(stretches)
-    known = np.isfinite(index)
+    """Means, block by block: in double precision, the numbers of all voxels at once would take a GB or two."""
+    strains, index, slab, known = np.zeros(3), 0.0, 0.0, 0.0
+    for start in range(0, len(ml), BLOCK):
+        part, weights = stretches[start : start + BLOCK].astype(np.float64), ml[start : start + BLOCK]
+        strains += weights @ principal_strains(part)
+        index += weights @ anisotropic_deformation_index(part)
+        of = slab_rod_index(part)
+        there = np.isfinite(of)
+        slab, known = slab + weights[there] @ of[there], known + weights[there].sum()
     return {
-        **{f"strain_{n}": float(ml @ strains[:, 3 - n] / ml.sum()) for n in (1, 2, 3)},
-        "adi": float(ml @ anisotropic_deformation_index(stretches) / ml.sum()),
-        "sri": float(ml[known] @ index[known] / ml[known].sum()) if known.any() else None,
+        **{f"strain_{n}": float(strains[3 - n] / ml.sum()) for n in (1, 2, 3)},
+        "adi": float(index / ml.sum()),
+        "sri": float(slab / known) if known else None,
     }
 
 
