@@ -70,7 +70,8 @@ def test_the_wheel_holds_weights_and_licence_and_no_more_than_it_should(wheel: P
 def test_the_command_knows_its_version_and_all_commands(environment: Path) -> None:
     done = call(environment / "lungreg", "--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
-    for name in ("points", "apply", "evaluate", "convert", "serve", "cohort", "cohort-table"):
+    names = "points apply report slicer function match 4d dicom evaluate convert serve cohort cohort-table"
+    for name in names.split():
         done = call(environment / "lungreg", name, "--help")
         assert done.returncode == 0 and f"lungreg {name}" in done.stdout, done.stderr
 
