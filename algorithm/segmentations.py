@@ -31,7 +31,7 @@ def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
         return _from_folder(path)
     labels, grid = read_volume(path)
     found = sorted(int(label) for label in np.unique(labels) if label > 0)
-    mask = np.isin(labels, found if found and found[-1] <= MOST_LOBES else _of_totalsegmentator(labels))
+    mask = np.isin(labels, found if found and found[-1] <= MOST_LOBES else lobes_of_totalsegmentator(labels))
     if not mask.any():
         raise InputError(
             f"{path}: has the labels {', '.join(map(str, found[:20])) or 'none but 0'}, expected lobes: 1 to "
@@ -40,7 +40,7 @@ def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
     return mask, grid
 
 
-def _of_totalsegmentator(labels: np.ndarray) -> tuple[int, ...]:
+def lobes_of_totalsegmentator(labels: np.ndarray) -> tuple[int, ...]:
     """The labels of its lobes. A file does not say which version wrote it: what only one of the two calls a lobe is
     three lobes in that one, and in the other small organs (pancreas and adrenals; oesophagus, trachea and thyroid)."""
     first, second = TOTALSEGMENTATOR[1], TOTALSEGMENTATOR[2]

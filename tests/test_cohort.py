@@ -146,12 +146,12 @@ def test_a_cohort_that_was_stopped_goes_on(study: Path, small_weights: Path, how
         command(study, small_weights, "--report=off"), cwd=study, env=environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    wait_for(lambda: len(list((study / "out" / "steps" / "register" / "done").glob("*"))) > 0, process)
+    wait_for(lambda: len(list((study / "out" / "steps" / "register" / "done").glob("[!.]*"))) > 0, process)
     os.killpg(process.pid, how)
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-9 if how == signal.SIGKILL else 130), said.decode()
     before = made(study)
-    finished = [path.stem for path in (study / "out" / "steps" / "register" / "done").glob("*")]
+    finished = [path.stem for path in (study / "out" / "steps" / "register" / "done").glob("[!.]*")]
     assert 0 < len(finished) < 3
     done = cohort(study, small_weights, "--report=off")
     assert done.returncode == 0, done.stderr + log_of(study)

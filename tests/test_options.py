@@ -21,13 +21,13 @@ def test_without_options_it_runs_as_the_platform_wants_it() -> None:
 
 def test_every_field_is_an_option_with_a_help_text() -> None:
     assert {entry.name for entry in fields(Options)} == HELP.keys()
-    choices = ("device", "refine", "field_layout", "field_grid", "names", "transforms", "report", "also")
+    choices = ("device", "refine", "field_layout", "field_grid", "names", "transforms", "report", "also", "format")
     paths = {name: f"/some/{name}" for name in HELP if name not in choices}
     arguments = [f"--{name.replace('_', '-')}={path}" for name, path in paths.items()]
     arguments += ["--device", "cpu", "--refine=off", "--field-layout", "itk", "--field-grid=network"]
-    options = parse([*arguments, "--names=kind", "--transforms=on", "--report=on", "--also=function"])
+    options = parse([*arguments, "--names=kind", "--transforms=on", "--report=on", "--also=function", "--format=nrrd"])
     assert {name: str(getattr(options, name)) for name in paths} == paths
-    expected = ("cpu", "off", "itk", "network", "kind", "on", "on", "function")
+    expected = ("cpu", "off", "itk", "network", "kind", "on", "on", "function", "nrrd")
     assert tuple(getattr(options, name) for name in choices) == expected
 
 

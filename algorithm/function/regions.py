@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..geometry import Grid, warp
 from ..images import read_volume
 from ..lungs import LungMask
-from ..segmentations import TOTALSEGMENTATOR
+from ..segmentations import lobes_of_totalsegmentator
 from ..sides import LEFT, RIGHT, left_and_right
 
 LUNGS = "both lungs"
@@ -97,14 +97,15 @@ def read_lobes(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
     found = {int(label) for label in np.unique(labels) if label > 0}
     if found and found <= set(LOBES.values()):
         return labels.astype(np.uint8), grid
-    if not found & set(TOTALSEGMENTATOR):
+    theirs = lobes_of_totalsegmentator(labels)
+    if not found & set(theirs):
         raise InputError(
             f"{path}: has the labels {', '.join(map(str, sorted(found)[:20])) or 'none but 0'}, expected lobes: "
-            f"1 to {len(LOBES)} alone (lungmask), or TotalSegmentator's {TOTALSEGMENTATOR[0]} to {TOTALSEGMENTATOR[-1]}"
+            f"1 to {len(LOBES)} alone (lungmask), or TotalSegmentator's {theirs[0]} to {theirs[-1]}"
         )
     lobes = np.zeros(labels.shape, np.uint8)
-    for label, theirs in enumerate(TOTALSEGMENTATOR, start=1):
-        lobes[labels == theirs] = label
+    for label, their in enumerate(theirs, start=1):
+        lobes[labels == their] = label
     return lobes, grid
 
 
