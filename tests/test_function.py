@@ -334,7 +334,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, grid in (("now", FIXED), ("before", MOVING)):
         sitk.WriteImage(image(blobs(grid, "int16"), grid), str(tmp_path / f"{name}.mha"))
     monkeypatch.chdir(tmp_path)
-    return write_result(tmp_path / "result")
+    result = write_result(tmp_path / "result")
+    figures = json.loads((result / "results.json").read_text())
+    figures["paths"] = {"fixed": "../now.mha", "moving": "../before.mha"}
+    (result / "results.json").write_text(json.dumps(figures))
+    return result
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
@@ -391,7 +395,7 @@ def test_what_is_missing_or_another_scan_is_said(folder: Path, capfd: pytest.Cap
         assert says in capfd.readouterr().err.splitlines()[-1]
     Path("before.mha").rename("elsewhere.mha")
     assert lungreg("function", folder) == 2
-    assert "expected --moving with the scan" in capfd.readouterr().err
+    assert "expected --moving with its new place" in capfd.readouterr().err
     assert not (folder / FUNCTION[0]).exists() and not (folder / "images").exists()
     assert lungreg("function", folder, "--moving=elsewhere.mha") == 0
 

@@ -124,15 +124,13 @@ def _points_ending(path: Path) -> str:
 
 
 def function(row: Row, out: Path) -> None:
-    """`lungreg function` on the pair's result."""
-    from ..command import app, run
+    """Measures lung function, by the lobes where the table has some."""
+    from ..function.deliver import Given
+    from ..function.deliver import function as measure
 
-    if "function" not in list(app):
-        raise InputError("lungreg has no command function in this version, expected a cohort without it")
-    try:
-        run(["function", str(pair_folder(out, row.subject))])
-    except SystemExit as end:
-        raise RuntimeError(f"lungreg function ended with exit code {end.code}") from end
+    names = (f"{scan}{kind}" for kind in ("", "_mask", "_lobes") for scan in SCANS)
+    given = {name: row.folder / row.cells[name] for name in names if name in row.cells}
+    measure(pair_folder(out, row.subject), Given(**given))
 
 
 def evaluate(row: Row, out: Path) -> Figures:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from .settings import HELP, FunctionSettings, Scan
 
 EXAMPLES = """
-The scans are found by the names in results.json, in the working folder or beside the result; or they are given:
+The scans are found by the paths in results.json; where they lie elsewhere now, they are given:
 
 lungreg function result
 

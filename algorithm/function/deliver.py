@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +34,7 @@ from ..interface import (
 )
 from ..prepare import Subject, given_lungs, subject
 from ..report import Report
-from ..result import Result, Scan, read_result
+from ..result import Result, Scan, read_result, scan_path
 from ..resultimages import expected_error_of
 from ..view import Pair
 from .deformation import anisotropic_deformation_index, slab_rod_index
@@ -62,7 +61,7 @@ class Given:
 
     fixed: Path | None = None
     moving: Path | None = None
-    """None: a scan of the name that results.json has, in the working folder, in that of the result, or above it."""
+    """None: where results.json says that it lay."""
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
     """None: the lungs that were found, or made from the HU where they were not kept."""
@@ -110,7 +109,7 @@ def read_case(folder: Path, result: Result, given: Given) -> Case:
 
 
 def _subject(folder: Path, result: Result, scan: Scan, given: Path | None, mask: Path | None) -> Subject:
-    path = given or _find(folder, scan, result.figures.get(scan))
+    path = scan_path(folder, result.figures, scan, given)
     image = read_image(path)
     if "grids" in result.figures and not _same(image.grid, result.grid(scan)):
         raise InputError(f"{path}: lies on another grid than the {scan} scan that was registered, expected that scan")
@@ -119,17 +118,6 @@ def _subject(folder: Path, result: Result, scan: Scan, given: Path | None, mask:
         return Subject(in_hounsfield_units(canonical(image)), lungs)
     found = subject(image, mask)
     return found._replace(lungs=given_lungs(mask, found.image) or found.lungs)
-
-
-def _find(folder: Path, scan: Scan, name: Any) -> Path:
-    places = [Path.cwd(), folder, folder.absolute().parent]
-    for place in places:
-        if isinstance(name, str) and name and (place / name).exists():
-            return place / name
-    raise InputError(
-        f"{folder}: the {scan} scan, {name or 'which results.json does not name'}, lies neither in the working folder "
-        f"nor in or beside that of the result, expected --{scan} with the scan"
-    )
 
 
 def _same(one: Grid, other: Grid) -> bool:
