@@ -150,8 +150,9 @@ class Registration:
         """What inverse.h5 holds, from points of the moving scan to the fixed one."""
         if self._back is None:
             raise InputError("the result has no inverse.h5, expected one that was written with --transforms on")
-        parts = field_transform(*self._back.rough), field_transform(*self._back.rest)
-        return sitk.CompositeTransform([*parts, affine_transform(self._back.affine)])
+        back = self._back
+        parts = [field_transform(*part) for part in (back.edges, back.rough, back.rest)]
+        return sitk.CompositeTransform([*parts, affine_transform(back.affine)])
 
     def save(
         self,

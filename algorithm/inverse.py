@@ -4,7 +4,10 @@ The field u of a `Transform` lives in a box around the fixed lungs. ITK takes no
 one that simply ends has a step there, and everything outside loses the affine map as well. Here u goes on into a frame
 around the box and falls to zero in it; the affine map is kept apart. So the map is continuous and, outside, affine.
 
-The inverse of x ↦ A(x + u(x)) is y ↦ z + v(z), z = A⁻¹(y): v undoes u, in the same world and the same box.
+The inverse of x ↦ A(x + u(x)) is y ↦ z + v(z), z = A⁻¹(y): v undoes u, in the same world and the same box. u has edges
+where its voxels lie, as it is trilinear between them; the inverse has them where these are carried to, which no grid
+can follow. So the inverse has two parts: W, which undoes a smooth field s through the voxels of u, and a displacement
+p after it, of the points of the fixed world, where the edges lie on the grid of u.
 """
 
 import math
@@ -14,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
+from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from .geometry import (
@@ -40,10 +44,10 @@ FRAME_ATTEMPTS = 3
 """So often the frame is made wider by a half where the field folds in it."""
 MOST_VOXELS = 1_500_000
 """Of the grid of v: so many take about a second."""
-FINER = (2, 3)
-"""The voxels of the grid of v are so many times as long as those of the grid of e; the second where the first leaves
-more than `WANTED_MM` at more than a hundredth of the lungs."""
-WANTED_MM = 0.05
+FINE_MM = 1.35
+"""The voxels of the grids of v and u are divided into parts of about that length; those are the grids of e and p."""
+SHARE = 0.6
+"""Of what the middle of a cell misses, so much is added at its corners."""
 NEWTON_STEPS = 2
 """For v; more of them change e and nothing else."""
 DEFECT_STEPS = 2
@@ -62,12 +66,14 @@ Displacement = tuple[Float[Tensor, "1 3 _ _ _"], Grid]
 
 @dataclass(frozen=True)
 class Inverse:
-    """y ↦ z + v(z), z = affine(y), from the moving to the fixed world; better, with e, z + e(z) in place of z.
+    """y ↦ x + p(x), x = W(z), z = affine(y), from the moving to the fixed world; W(z) is z + v(z), but z + e(z) for z.
 
-    v undoes u at the voxels of a coarse grid; trilinear between them, a few tenths of a mm are left. e, which makes up
-    for them, is zero but in the lungs, and so takes little room.
+    v undoes u at the voxels of a coarse grid; trilinear between them, a few tenths of a mm are left. e and p, which
+    make up for them, are zero but in the lungs, and so take little room.
     """
 
+    edges: Displacement
+    """p."""
     rough: Displacement
     """v."""
     rest: Displacement
@@ -77,16 +83,20 @@ class Inverse:
 
     def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
         """The displacement of the points of any grid of the moving world, mm."""
-        (v, v_grid), (e, e_grid) = self.rough, self.rest
-        first = warp(e, e_grid, None, grid, affine=self.affine)
-        forward = torch.tensor(np.linalg.inv(np.array(self.affine.matrix)), dtype=first.dtype)
-        before = torch.einsum("ij,njzyx->nizyx", forward, first)  # what e is before the affine map
-        then = warp(v, v_grid, before, grid, affine=self.affine)
-        return first + then + with_affine(torch.zeros_like(first), grid, self.affine)
+        forward = torch.tensor(np.linalg.inv(np.array(self.affine.matrix)), dtype=torch.float32)
+        none = torch.zeros(1, 3, *grid.shape)
+        found = none
+        for displacement, its_grid in (self.rest, self.rough, self.edges):
+            before = torch.einsum("ij,njzyx->nizyx", forward, found)  # what it is before the affine map
+            found = found + warp(displacement, its_grid, before, grid, affine=self.affine)
+        return found + with_affine(none, grid, self.affine)
 
     def __call__(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
         """Points of the moving scan (mm, LPS) in the fixed one."""
-        return moved(moved(self.affine(points_mm), *self.rest), *self.rough)
+        points = self.affine(points_mm)
+        for part in (self.rest, self.rough, self.edges):
+            points = moved(points, *part)
+        return points
 
 
 def moved(
@@ -146,35 +156,80 @@ def inverse(transform: Transform, lungs: LungMask) -> Inverse:
 
 def inverse_and_residual(transform: Transform, lungs: LungMask) -> tuple[Inverse, Float[np.ndarray, " p"]]:
     """The same, and its `residual_mm`."""
+    smooth = _smooth(transform, lungs)
+    rough = _rough(transform, smooth, lungs)
+    rest = _rest(smooth, rough, lungs)
+    found = Inverse(_edges(transform, smooth, rough, rest, lungs), rough, rest, transform.affine.inverse())
+    return found, residual_mm(transform, found, lungs)
+
+
+def _rough(transform: Transform, smooth: Transform, lungs: LungMask) -> Displacement:
+    """v, which undoes u at the voxels of a coarse grid, but s around the lungs: then e is small, at its own edges above
+    all."""
     u, grid = transform.displacement, transform.grid
     coarser = coarse(grid)
     points, there = _positions(coarser), resample(u, grid, coarser)
     slope = derivative(there, coarser), coarser
-    v = undone(points, (u, grid), slope, points - there[0].flatten(1).T) - points
-    rough, back = (v.T.reshape(1, 3, *coarser.shape), coarser), transform.affine.inverse()
-    for finer in FINER:
-        found = Inverse(rough, _rest(transform, rough, lungs, finer), back)
-        rest = residual_mm(transform, found, lungs)
-        if np.quantile(rest, 0.99) < WANTED_MM:
-            break
-    return found, rest
+    undo = undone(points, (u, grid), slope, points - there[0].flatten(1).T)
+    near = _near(lungs, coarser, transform.affine).flatten()
+    undo[near] = undone(points[near], (smooth.displacement, smooth.grid), slope, undo[near])
+    return (undo - points).T.reshape(1, 3, *coarser.shape), coarser
 
 
-def _rest(transform: Transform, rough: Displacement, lungs: LungMask, finer: int) -> Displacement:
-    """e, such that p = z + e(z) + v(z + e(z)) is z - u(p) at the voxels around the lungs.
+def _smooth(transform: Transform, lungs: LungMask) -> Transform:
+    """The transform with s in place of u, on the subdivided part of its grid that holds the lungs: cubic splines
+    through the voxels of u."""
+    part = _part(transform.grid, _carried(lungs, transform))
+    fine = _subdivided(part)
+    u = resample(transform.displacement, transform.grid, part)
+    x, y, z = (
+        torch.from_numpy(make_interp_spline(np.arange(n), np.eye(n), k=3)(np.linspace(0, n - 1, m))).to(u)
+        for n, m in zip(part.size, fine.size, strict=True)
+    )
+    return Transform(y @ torch.einsum("ts,ncsyx->nctyx", z, u) @ x.T, fine, transform.affine)
 
-    The map from z to p + u(p) is nearly the identity, so what a point misses is nearly what it lacks.
+
+def _rest(smooth: Transform, rough: Displacement, lungs: LungMask) -> Displacement:
+    """e, such that p = z + e(z) + v(z + e(z)) is z - s(p) at the voxels around the lungs.
+
+    The map from z to p + s(p) is nearly the identity, so what a point misses is nearly what it lacks.
     """
-    grid, near = _around(lungs, rough[1], transform.affine, finer)
-    points = torch.from_numpy(grid.to_world(near.nonzero().numpy()[:, ::-1])).float()
+    affine = smooth.affine
+    grid = _subdivided(_part(rough[1], _near(lungs, rough[1], affine)))
+    near = _near(lungs, grid, affine) & _inner(grid)
+    points = _places(grid, near)
     lack = torch.zeros_like(points)
     for _ in range(DEFECT_STEPS):
-        there = points + lack
-        there = there + at_points(there, *rough)
-        lack = lack + points - there - at_points(there, transform.displacement, transform.grid)
-    rest = torch.zeros(1, 3, *grid.shape)
-    rest[0, :, near] = lack.T
-    return rest, grid
+        there = _displaced(points + lack, rough)
+        lack = lack + points - _displaced(there, (smooth.displacement, smooth.grid))
+    return _filled(lack, near), grid
+
+
+def _edges(
+    transform: Transform, smooth: Transform, rough: Displacement, rest: Displacement, lungs: LungMask
+) -> Displacement:
+    """p, such that W undoes u at x + p(x): W(q + u(q)) is x for q = x + p(x).
+
+    Between the voxels p would then miss on one side, mostly. So part of what it misses in the middle of each cell is
+    shared among the corners, which halves the most that it misses.
+    """
+    u, grid = (transform.displacement, transform.grid), smooth.grid
+
+    def missed(points: Tensor, p: Tensor) -> Tensor:
+        return points - _displaced(_displaced(_displaced(points + p, u), rest), rough)
+
+    near = _carried(lungs, smooth) & _inner(grid)
+    points = _places(grid, near)
+    start = smooth.displacement[0, :, near].T - at_points(points, *u)
+    p = _filled(start + missed(points, start), near)
+    cells = F.avg_pool3d(near[None, None].float(), 2, stride=1)[0, 0] > 0.99  # all the corners are near
+    middles = _places(grid, cells, 0.5)
+    lack = _filled(missed(middles, at_points(middles, p, grid)), cells)
+    return p + SHARE * F.avg_pool3d(F.pad(lack, [1] * 6), 2, stride=1) * near, grid
+
+
+def _displaced(points_mm: Float[Tensor, "p 3"], displacement: Displacement) -> Float[Tensor, "p 3"]:
+    return points_mm + at_points(points_mm, *displacement)
 
 
 def coarse(grid: Grid, most_voxels: int = MOST_VOXELS) -> Grid:
@@ -190,23 +245,52 @@ def _in_steps(grid: Grid, steps: list[int]) -> Grid:
     return Grid((x + 1, y + 1, z + 1), (sx, sy, sz), grid.origin, grid.direction)
 
 
-def _around(lungs: LungMask, coarse: Grid, affine: Affine, finer: int) -> tuple[Grid, Bool[Tensor, "z y x"]]:
-    """The voxels that a point in the moving lungs, pre-aligned, may lie between, on a finer grid of their part of the
-    ``coarse`` one; none of them lies at its border."""
-    near = _near(lungs, coarse, affine)
+def _subdivided(grid: Grid) -> Grid:
+    """The same extent, in steps of about `FINE_MM`; all voxel centres stay."""
+    times = max(1, round(max(grid.spacing) / FINE_MM))
+    return _in_steps(grid, [times * (n - 1) for n in grid.size])
+
+
+def _part(grid: Grid, near: Bool[Tensor, "z y x"]) -> Grid:
+    """The part of a grid that is a voxel wider than what is ``near``; around the whole where nothing is."""
     if not near.any():  # the pre-alignment failed
-        near[:] = True
+        near = torch.ones_like(near)
     along = (near.any(0).any(0), near.any(0).any(1), near.any(1).any(1))
     (x, x1), (y, y1), (z, z1) = (axis.nonzero()[[0, -1], 0].tolist() for axis in along)
-    part = coarse.cropped((x - 1, y - 1, z - 1), (x1 - x + 3, y1 - y + 3, z1 - z + 3))
-    fine = _in_steps(part, [finer * (n - 1) for n in part.size])
-    inner = F.pad(torch.ones([n - 2 for n in fine.shape], dtype=torch.bool), [1] * 6)
-    return fine, _near(lungs, fine, affine) & inner
+    return grid.cropped((x - 1, y - 1, z - 1), (x1 - x + 3, y1 - y + 3, z1 - z + 3))
+
+
+def _inner(grid: Grid) -> Bool[Tensor, "z y x"]:
+    """All voxels but those at the border."""
+    return F.pad(torch.ones([n - 2 for n in grid.shape], dtype=torch.bool), [1] * 6)
 
 
 def _near(lungs: LungMask, grid: Grid, affine: Affine) -> Bool[Tensor, "z y x"]:
-    share = resample_image(lungs.mask, lungs.grid, grid, affine=affine, least=0.0, fill=0.0)
+    """The voxels that a point in the moving lungs, pre-aligned, may lie between."""
+    return _grown(resample_image(lungs.mask, lungs.grid, grid, affine=affine, least=0.0, fill=0.0))
+
+
+def _carried(lungs: LungMask, transform: Transform) -> Bool[Tensor, "z y x"]:
+    """The voxels of the transform's grid that a point in the moving lungs, carried back, may lie between."""
+    u, grid = transform.displacement, transform.grid
+    return _grown(warp(lungs.mask.float(), lungs.grid, u, grid, affine=transform.affine, fill=0.0))
+
+
+def _grown(share: Float[Tensor, "1 1 z y x"]) -> Bool[Tensor, "z y x"]:
+    """Where it is above 0, and the voxels around."""
     return F.max_pool3d(share, 3, stride=1, padding=1)[0, 0] > 0
+
+
+def _places(grid: Grid, chosen: Bool[Tensor, "z y x"], shift: float = 0.0) -> Float[Tensor, "p 3"]:
+    """The world positions of the chosen voxels, so many voxels farther along each axis."""
+    return torch.from_numpy(grid.to_world(chosen.nonzero().numpy()[:, ::-1] + shift)).float()
+
+
+def _filled(values: Float[Tensor, "p 3"], chosen: Bool[Tensor, "z y x"]) -> Float[Tensor, "1 3 z y x"]:
+    """The values at the chosen voxels, 0 at the others."""
+    filled = torch.zeros(1, 3, *chosen.shape)
+    filled[0, :, chosen] = values.T
+    return filled
 
 
 def _positions(grid: Grid) -> Float[Tensor, "p 3"]:

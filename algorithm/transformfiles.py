@@ -46,8 +46,8 @@ def write_transform(
 
 
 def write_inverse(path: Path, inverse: Inverse, moving_lungs: LungMask) -> None:
-    """v after e after the affine map, likewise."""
-    _write(path, [inverse.rough, inverse.rest, inverse.affine], moving_lungs)
+    """p after v after e after the affine map, likewise."""
+    _write(path, [inverse.edges, inverse.rough, inverse.rest, inverse.affine], moving_lungs)
 
 
 def _write(
@@ -127,7 +127,7 @@ def read_transform(path: Path) -> Transform:
 
 def read_inverse(path: Path) -> Inverse:
     """What `write_inverse` wrote; InputError when it is missing, or something else."""
-    return Inverse(*_read(path, (_FIELD, _FIELD, _AFFINE)))
+    return Inverse(*_read(path, (_FIELD, _FIELD, _FIELD, _AFFINE)))
 
 
 def read_lungs(path: Path) -> LungMask:
