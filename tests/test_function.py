@@ -485,3 +485,18 @@ def test_regions_without_lobes_have_none() -> None:
     regions = Regions(torch.ones(1, 1, *FIXED_LUNGS.grid.shape, dtype=torch.uint8), FIXED_LUNGS.grid)
     inside, labels = regions.at(FIXED_LUNGS.grid)
     assert inside.all() and list(labels.names()) == ["both lungs", "right lung"]
+
+
+def test_a_cohort_measures_by_the_files_of_its_table(folder: Path) -> None:
+    """Wherever results.json says that they lay."""
+    from algorithm.cohort.done import pair_folder
+    from algorithm.cohort.steps import function as step
+    from algorithm.cohort.table import Row
+
+    result = pair_folder(folder.parent / "out", "s1")
+    result.parent.mkdir(parents=True)
+    folder.rename(result)
+    row = Row(2, "s1", {"fixed": "now.mha", "moving": "before.mha"}, folder.parent)
+    assert row.path("fixed_mask") is None
+    step(row, folder.parent / "out")
+    assert (result / FUNCTION[0]).exists()

@@ -128,9 +128,8 @@ def function(row: Row, out: Path) -> None:
     from ..function.deliver import Given
     from ..function.deliver import function as measure
 
-    names = (f"{scan}{kind}" for kind in ("", "_mask", "_lobes") for scan in SCANS)
-    given = {name: row.folder / row.cells[name] for name in names if name in row.cells}
-    measure(pair_folder(out, row.subject), Given(**given))
+    names = [f"{scan}{kind}" for kind in ("", "_mask", "_lobes") for scan in SCANS]
+    measure(pair_folder(out, row.subject), Given(**{name: row.path(name) for name in names}))
 
 
 def evaluate(row: Row, out: Path) -> Figures:
