@@ -11,12 +11,12 @@ from .errors import InputError
 from .expected_error import NOT_KNOWN_MM
 from .geometry import Grid, warp
 from .images import read_volume
-from .interface import KINDS
+from .interface import KINDS, images_in
 
 
 def find_image(folder: Path, kind: str) -> Path | None:
     """The image of a kind (see `KINDS`) in the folder of a result; None without one. InputError for several."""
-    found = sorted((folder / "images" / kind).glob("*.mha"))
+    found = images_in(folder / "images" / kind)
     if len(found) > 1:
         raise InputError(f"{folder}: has {len(found)} images in images/{kind}, expected one")
     return found[0] if found else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,9 +211,14 @@ def test_nothing_is_replaced_and_the_order_of_dates_is_looked_at(
     assert "expected one before 2025-07-02" in capfd.readouterr().err
 
 
-def test_a_grid_of_one_voxel_asks_for_one_place(result: Path) -> None:
+@pytest.mark.parametrize("ending", [".mha", ".nii.gz", ".nrrd"])
+def test_a_grid_of_one_voxel_asks_for_one_place(result: Path, ending: str) -> None:
     from algorithm.resultimages import expected_error_of
 
+    (image,) = (result / "images" / "expected-error").iterdir()
+    read = sitk.ReadImage(str(image))
+    image.unlink()
+    sitk.WriteImage(read, str(image.parent / f"now{ending}"))
     at = expected_error_of(result)
     assert at is not None
     x, y, z = FIXED_LUNGS.grid.to_world(np.array([3, 4, 5])).tolist()

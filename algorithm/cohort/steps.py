@@ -135,9 +135,15 @@ def function(row: Row, out: Path) -> None:
 def evaluate(row: Row, out: Path) -> Figures:
     """The errors of the pair's field where there is truth: what the evaluation says of a case."""
     from ..command import evaluation
+    from ..interface import KINDS
+    from ..resultimages import find_image
 
     cases, evaluating = evaluation("cases"), evaluation("evaluate")
-    (field,) = (pair_folder(out, row.subject) / "images" / "displacement-field").glob("*.mha")
+    field = find_image(pair_folder(out, row.subject), KINDS[0])
+    if field is None:
+        raise InputError(
+            f"{pair_folder(out, row.subject)}: has no displacement field any more, expected that of the pair"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         truth = Path(temporary) / row.subject
         truth.mkdir()
