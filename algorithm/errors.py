@@ -138,13 +138,21 @@ def first_line(error: object) -> str:
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held; on Linux not that of the program which started it, as getrusage counts."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def memory_sentence(error: BaseException) -> str:
     """What was asked for, what the process had held at most, and what the machine has."""
     page, gb = os.sysconf("SC_PAGE_SIZE"), 1e9
     total, free = (os.sysconf(name) * page / gb for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / gb
     lines = str(error).splitlines() or ["no more could be had"]
     return (
         f"out of memory: {lines[0].rpartition('DefaultCPUAllocator: ')[2].rstrip('.')}; this process had held at most "
-        f"{held:.1f} GB, the machine has {total:.1f} GB, {free:.1f} GB of them free"
+        f"{peak_memory_bytes() / gb:.1f} GB, the machine has {total:.1f} GB, {free:.1f} GB of them free"
     )

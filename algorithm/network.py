@@ -157,6 +157,8 @@ def fastest_precision(device: torch.device) -> torch.dtype:
     """Arithmetic for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
     if device.type == "cuda":
         return torch.float16
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # or not to be used: ATEN_CPU_CAPABILITY
+        return torch.float32
     capabilities = torch.cpu.get_capabilities()
     has_bfloat16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return torch.bfloat16 if has_bfloat16 else torch.float32

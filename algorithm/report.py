@@ -1,13 +1,13 @@
 """What results.json says of a run: version, weights, device, timings in s, quality figures, warnings."""
 
 import logging
-import resource
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from . import __version__
+from .errors import peak_memory_bytes
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,6 @@ class Report:
         timings = self._timings | {"total": time.monotonic() - self._started}
         return self._values | {
             "timings_s": {name: round(value, 3) for name, value in timings.items()},
-            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "peak_memory_mb": round(peak_memory_bytes() / 2**20),
             "warnings": self._warnings,
         }

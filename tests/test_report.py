@@ -4,12 +4,15 @@ import hashlib
 import io
 import logging
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,6 +56,14 @@ def test_later_values_replace_earlier_ones() -> None:
 def test_memory_is_that_of_this_process() -> None:
     """Torch alone takes more than 100 MB; no test machine has a terabyte in use."""
     assert 100 < Report().to_dict()["peak_memory_mb"] < 1e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux keeps count")
+def test_the_peak_is_not_that_of_the_program_which_started_the_process() -> None:
+    held = np.ones(2**27)  # 1 GB
+    job = "from algorithm.errors import peak_memory_bytes; print(peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", job], capture_output=True, text=True, check=True)
+    assert 1e7 < int(done.stdout) < 5e8 < held.nbytes
 
 
 def test_numbers_that_json_cannot_hold_become_null(tmp_path: Path) -> None:
