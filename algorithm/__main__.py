@@ -5,14 +5,14 @@ Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
 
 import sys
 
+from .cascade.weights import find_weights, load_cascade
 from .case import run
+from .devices import choose_device
 from .errors import exit_code, stopped_by_signals
-from .interface import withdraw
 from .options import Options, parse, parse_serve
-from .registration import choose_device
 from .report import Report
+from .results.outputs import withdraw
 from .serve import serve
-from .weights import find_weights, load_cascade
 
 
 def run_once(options: Options) -> None:

@@ -21,24 +21,26 @@ import SimpleITK as sitk
 import torch
 from jaxtyping import Bool, Float
 
-from .apply import Interpolation, Resampling, affine_transform, field_transform, placed, read_any
+from .cascade.weights import find_weights, load_cascade
 from .deliver import deliver, unfolded
+from .devices import choose_device
 from .errors import InputError
-from .expected_error import ExpectedError
+from .fields.expected_error import ExpectedError
+from .fields.inverse import Inverse, framed, inverse
+from .fields.transform import Transform
+from .files.folders import image_name
+from .files.images import Image
 from .geometry import Grid, jacobian_determinant
 from .given import Given, scan, volume
-from .images import Image
-from .interface import TRANSFORMS, image_kind, image_name, prepare_outputs, withdraw
-from .inverse import Inverse, framed, inverse
 from .options import Device, FieldGrid, Format, Refine
-from .prepare import Subject, subjects
-from .registration import choose_device
+from .preparation.subject import Subject, find_both_lungs
 from .registration import register as register_subjects
 from .report import Report
-from .result import Result, Scan, read_result
-from .transform import Transform
-from .transformfiles import read_inverse
-from .weights import find_weights, load_cascade
+from .results.apply import Interpolation, Resampling, affine_transform, field_transform, placed, read_any
+from .results.outputs import image_kind, prepare_outputs, withdraw
+from .results.ownership import TRANSFORMS
+from .results.result import Result, Scan, read_result
+from .results.transformfiles import read_inverse
 
 Points = Float[np.ndarray, "p 3"]
 
@@ -208,7 +210,7 @@ class Registrar:
         with report.timed("read"):
             images = scan(fixed, "fixed"), scan(moving, "moving")
         with report.timed("lungs"), _file(fixed_mask) as first, _file(moving_mask) as second:
-            pair = subjects(images[0], first, images[1], second)
+            pair = find_both_lungs(images[0], first, images[1], second)
         _describe(report, images, pair, self._weights.sha256, str(device))
         insist = self._device == "cuda"
         transform, expected = register_subjects(*pair, self._weights, refine, device, report, insist)

@@ -9,17 +9,19 @@ from pathlib import Path
 
 import torch
 
+from .cascade.weights import LoadedCascade
 from .deliver import deliver
+from .devices import choose_device
+from .files.folders import image_name
+from .files.images import Layout, read_image
 from .geometry import Grid
-from .images import Layout, read_image
-from .interface import Outputs, field_layout, image_kind, image_name, prepare_outputs
+from .lungs.segmentations import mask_file
 from .options import Options
-from .prepare import Subject, subjects
-from .registration import Registered, choose_device, register
+from .pages.view import Pair
+from .preparation.subject import Subject, find_both_lungs
+from .registration import Registered, register
 from .report import Report
-from .segmentations import mask_file
-from .view import Pair
-from .weights import LoadedCascade
+from .results.outputs import Outputs, field_layout, image_kind, prepare_outputs
 
 
 def run(options: Options, weights: LoadedCascade) -> None:
@@ -62,7 +64,7 @@ def read(options: Options, weights_sha256: str) -> Case:
         mask_file(options.fixed_lobes, inputs.fixed_mask) as fixed_mask,
         mask_file(options.moving_lobes, inputs.moving_mask) as moving_mask,
     ):
-        fixed, moving = subjects(fixed_image, fixed_mask, moving_image, moving_mask)
+        fixed, moving = find_both_lungs(fixed_image, fixed_mask, moving_image, moving_mask)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})

@@ -7,26 +7,24 @@ that ``--help`` and the completion of a shell are quick.
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
 from . import __version__
 from .cohort.command import cohort, cohort_step, cohort_table
-from .dicom_command import EXAMPLES as DICOM
-from .dicom_command import dicom
 from .errors import InputError, exit_code, stopped_by_signals
+from .evaluating import evaluation_module
 from .function.command import EXAMPLES as FUNCTION
 from .function.command import function
-from .match_command import EXAMPLES as MATCH
-from .match_command import match
 from .options import HELP, Also, Device, FieldGrid, FieldLayout, Format, Names, Options, Page, Refine, Switch
-from .sequence_command import EXAMPLES as SEQUENCE
-from .sequence_command import sequence
+from .radiotherapy.command import EXAMPLES as DICOM
+from .radiotherapy.command import dicom
+from .tools.match_command import EXAMPLES as MATCH
+from .tools.match_command import match
+from .tools.sequence_command import EXAMPLES as SEQUENCE
+from .tools.sequence_command import sequence
 
 EXAMPLES = """
 Examples:
@@ -141,7 +139,7 @@ def points(
     here) and expected_error_mm (how far the new place is probably from the true one); all other columns stay. In 3D
     Slicer's files these go into empty descriptions.
     """
-    from .points import map_points
+    from .results.points import map_points
 
     print(map_points(result, points_in, points_out, from_, ras, overwrite))
 
@@ -160,8 +158,8 @@ def apply(
     overwrite: Annotated[bool, Parameter(help="results may be there already", negative=())] = False,
 ) -> None:
     """Bring images, label maps and surfaces of one scan onto the other."""
-    from .apply import Applied
-    from .apply import apply as apply_to
+    from .results.apply import Applied
+    from .results.apply import apply as apply_to
 
     if not more:
         raise InputError("lungreg apply: OUT is missing, expected RESULT IN... OUT")
@@ -181,7 +179,7 @@ def lungs(
     overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
 ) -> None:
     """Write the lungs that were found in a scan: 1 the patient's right one, 2 the left one."""
-    from .apply import write_lungs
+    from .results.apply import write_lungs
 
     print(write_lungs(result, out, of, reference, overwrite))
 
@@ -195,7 +193,7 @@ def report(
     moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
 ) -> None:
     """Write report.html, the page to look at, into the folder of a result (again)."""
-    from .page_again import write_page_again
+    from .pages.again import write_page_again
 
     print(f"The page to look at is {write_page_again(result, fixed, moving)}.")
 
@@ -211,7 +209,7 @@ def slicer(
     overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
 ) -> None:
     """Write a script that opens scans, results and transform in 3D Slicer: Slicer --python-script open_in_slicer.py"""
-    from .slicer import write_script
+    from .tools.slicer import write_script
 
     print(write_script(result, out, fixed, moving, overwrite))
 
@@ -233,27 +231,18 @@ def serve(*arguments: Arguments) -> None:
 @app.command(help_flags=(), version_flags=())
 def evaluate(*arguments: Arguments) -> int:
     """Landmark errors, overlap of lobes and folding of displacement fields, of any program's."""
-    return int(evaluation("__main__").main(list(arguments), "lungreg evaluate"))
+    return int(evaluation_module("__main__").main(list(arguments), "lungreg evaluate"))
 
 
 @app.command(help_flags=(), version_flags=())
 def convert(*arguments: Arguments) -> int:
     """Bring a displacement field or transform into another format."""
-    return int(evaluation("convert").main(list(arguments), "lungreg convert"))
+    return int(evaluation_module("convert").main(list(arguments), "lungreg convert"))
 
 
 app.command(cohort)
 app.command(cohort_table)
 app.command(cohort_step, show=False)
-
-
-def evaluation(name: str) -> ModuleType:
-    """A module of the evaluation, which is a part of the installed package; in the repository it lies beside it."""
-    inside = f"{__package__}.evaluation"
-    package = inside if find_spec(inside) else "evaluation"
-    if find_spec(package) is None:
-        raise InputError("the evaluation is not installed here, expected the package lungreg or the whole repository")
-    return import_module(f"{package}.{name}")
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -9,34 +9,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .determinant import DeterminantStatistics, checked
 from .errors import InputError, first_line
-from .expected_error import ExpectedError
-from .folding import unfold
+from .fields.determinant import DeterminantStatistics, checked
+from .fields.expected_error import ExpectedError
+from .fields.folding import unfold
+from .fields.inverse import framed, inverse_and_residual
+from .fields.transform import Transform
+from .files.images import Layout
+from .files.writing import write_field, write_image_slabs
 from .geometry import Grid, slabs
-from .images import Layout, write_field, write_image_slabs
-from .interface import (
-    PAGE_MARK,
-    Outputs,
-    paths_from,
-    remove_own_image,
-    remove_own_texts,
-    remove_own_transforms,
-    result_mark,
-    sole_image,
-    sole_writer,
-    write_results,
-    write_text,
-)
-from .inverse import framed, inverse_and_residual
 from .lungs import LungMask
 from .options import FieldGrid
-from .prepare import Subject
+from .pages.view import Pair
+from .preparation.subject import Subject
 from .report import Report
-from .summary import figures, in_words
-from .transform import Transform
-from .transformfiles import write_inverse, write_transform
-from .view import Pair
+from .results.outputs import Outputs, remove_own_image, sole_image, sole_writer
+from .results.ownership import PAGE_MARK, remove_own_texts, remove_own_transforms, result_mark
+from .results.summary import figures, in_words
+from .results.texts import paths_from, write_results, write_text
+from .results.transformfiles import write_inverse, write_transform
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +107,7 @@ def write_page(path: Path, pair: Pair, report: Report, section: str = "") -> Non
         try:
             from resultpages.page import with_section  # here: who wants no page need not wait for its libraries
 
-            from .page import registration_page
+            from .pages.page import registration_page
 
             text = with_section(registration_page(pair, report.to_dict(), PAGE_MARK), section)
         except Exception as error:

@@ -139,7 +139,7 @@ def first_line(error: object) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held; on Linux not that of the program which started it, as getrusage counts."""
+    """Most memory that this process has held. On Linux without that of the program which started it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -9,8 +9,8 @@ import SimpleITK as sitk
 from jaxtyping import Shaped
 
 from .errors import InputError
+from .files.images import Image, image_from, read_image
 from .geometry import Grid
-from .images import Image, image_from, read_image
 
 Given = str | os.PathLike[str] | sitk.Image | Any
 """A path (a file, or the folder of a DICOM series), a `SimpleITK.Image`, or an image of nibabel."""

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 from . import __version__
 from .errors import InputError
-from .inputs import PLATFORM_FILE, Inputs
+from .files.inputs import PLATFORM_FILE, Inputs
 from .serve import HOST, PORT
 
 Device = Literal["auto", "cuda", "cpu"]
@@ -112,7 +112,7 @@ class Options:
         if self.fixed is None and self.moving is None:
             if self.fixed_mask or self.moving_mask or self.lobes():
                 raise InputError("--fixed-mask and --moving-mask, or lobes, need --fixed and --moving")
-            from .interface import find_inputs  # here: it brings torch, and --help can do without
+            from .files.folders import find_inputs  # here: it brings torch, and --help can do without
 
             return find_inputs(self.input)
         if self.fixed is None or self.moving is None:

@@ -9,72 +9,37 @@ quality    figures that say whether to trust it, and the expected error
 
 import copy
 import logging
-import warnings as python_warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .compiled import compile_ahead, compiled, pays, release
-from .errors import InputError, first_line, gpu_unusable, out_of_memory
-from .expected_error import ErrorModel, ExpectedError, expected_error
-from .expected_error import warnings as error_warnings
-from .extension import extended
-from .folding import unfold
-from .geometry import invert, lengths, resample, validity
-from .network import Cascade, downsample, fastest_precision
-from .prepare import Prepared, Subject, prepare
-from .quality import quality, warnings
-from .refine import FAST, FULL, Refined, RefineSettings, farther, refine
+from .cascade.compiled import compile_ahead, compiled, pays, release
+from .cascade.extension import extended
+from .cascade.network import Cascade, fastest_precision
+from .cascade.weights import LoadedCascade
+from .devices import on_device
+from .fields.expected_error import ErrorModel, ExpectedError, expected_error
+from .fields.expected_error import warnings as error_warnings
+from .fields.folding import unfold
+from .fields.quality import quality, warnings
+from .fields.transform import Transform
+from .geometry import downsample, invert, lengths, resample, validity
+from .preparation.prepare import Prepared, prepare
+from .preparation.subject import Subject
+from .refinement.refine import FAST, FULL, Refined, RefineSettings, farther, refine
 from .report import Report
-from .transform import Transform
-from .weights import LoadedCascade
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 REFINE = {"fast": FAST, "full": FULL}
 """By the names of ``--refine``."""
+
 MOST_REPAIRED = 0.01
 """A share of the field's voxels; more repair than that is reported as a warning."""
-
-
-def choose_device(option: str, report: Report) -> torch.device:
-    """The device for ``--device``; auto without a GPU that works is the CPU, with a warning.
-
-    Single precision on the GPU is single precision: TF32, which PyTorch otherwise takes for convolutions, would round
-    their factors to 10 bits. The U-Nets run in half precision, and the refinement wants exact sums.
-    """
-    if option == "cpu":
-        return torch.device("cpu")
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    trouble = gpu_trouble()
-    if trouble is None:
-        return torch.device("cuda")
-    if option == "cuda":
-        raise InputError(f"--device cuda: {trouble}, expected a GPU that this PyTorch can use (or --device cpu)")
-    report.warn(f"No GPU: running on the CPU ({trouble}).")
-    return torch.device("cpu")
-
-
-def gpu_trouble() -> str | None:
-    """Why there is no GPU that computes, tried by a convolution; None where there is one."""
-    with python_warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned of
-        python_warnings.simplefilter("always")
-        try:
-            if torch.cuda.is_available():
-                ones = torch.ones(1, 1, 3, 3, 3, device="cuda")
-                total = float(torch.nn.functional.conv3d(ones, ones).cpu())
-                return None if total == ones.numel() else f"it sums {ones.numel()} ones to {total}"
-        except (RuntimeError, AssertionError, OSError) as error:  # AssertionError: PyTorch was built without CUDA
-            return first_line(error)
-    return first_line(said[0].message) if said else "there is none"
 
 
 class Registered(NamedTuple):
@@ -123,7 +88,7 @@ def register(
                 report,
                 insist,
             )
-    transform = finish(pair, moving, result, report)
+    transform = checked_transform(pair, moving, result, report)
     if weights.errors is None:
         return Registered(transform, None)
     model = weights.errors.cascade if refinement == "off" else weights.errors.refined
@@ -156,27 +121,6 @@ def refined(
     log.info("refined again, with more reach")
     both = first, result(farther(settings))
     return min(both, key=lambda one: error_of(pair, moving, one, model).figures()["mean_mm"] or 0.0)
-
-
-def on_device(
-    stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report, insist: bool = False
-) -> T:
-    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice.
-
-    Likewise where driver or libraries cannot use the GPU, unless the user ``insist``s on it.
-    """
-    try:
-        return function(device)
-    except RuntimeError as error:
-        if device.type == "cpu" or not (out_of_memory(error) or (gpu_unusable(error) and not insist)):
-            raise
-        why = "for lack of memory on the GPU" if out_of_memory(error) else "since the GPU cannot be used"
-        reason = first_line(error)
-    # only here is nothing left of what the first attempt held: its traceback did
-    with suppress(RuntimeError):  # of a GPU that failed
-        torch.cuda.empty_cache()
-    report.warn(f"{stage} was repeated on the CPU, {why} ({reason}).")
-    return function(torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -259,7 +203,7 @@ def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> C
 
 
 @torch.no_grad()
-def finish(pair: Prepared, moving: Subject, result: Refined, report: Report) -> Transform:
+def checked_transform(pair: Prepared, moving: Subject, result: Refined, report: Report) -> Transform:
     """Repairs the field where it folds, and says in ``report`` what became of it."""
     with report.timed("unfold"):
         displacement, repaired = unfold(result.displacement.cpu(), result.grid)

@@ -5,9 +5,9 @@
 Rühaak et al., "Estimation of large motion in lung CT by integrating regularized keypoint correspondences into dense
 deformable registration", IEEE TMI 2017: NGF, curvature, volume change control and keypoints, coarse to fine, in one
 direction, from a linear pre-alignment; the method that Hering et al. 2021 compare with. The same inputs, outputs and
-exit codes as ``python -m algorithm``. Unlike the original it minimises by Adam on a control grid (`algorithm.refine`)
-instead of by L-BFGS on the voxels, of 2 mm at the finest, and aligns no lung masks; its pre-alignment and its
-keypoints are ours.
+exit codes as ``python -m algorithm``. Unlike the original it minimises by Adam on a control grid
+(`algorithm.refinement.refine`) instead of by L-BFGS on the voxels, of 2 mm at the finest, and aligns no lung masks; its
+pre-alignment and its keypoints are ours.
 
 ``--method refinement`` is our refinement from the pre-alignment: the same levels and distance, but with a diffusion
 term, without keypoints at the finest level, where they are less exact than the images, and with the mean of both
@@ -21,17 +21,20 @@ from pathlib import Path
 
 import torch
 
+from algorithm.cascade.network import CascadeSettings
 from algorithm.deliver import deliver
+from algorithm.devices import choose_device
 from algorithm.errors import exit_code
-from algorithm.images import read_image
-from algorithm.interface import image_name, prepare_outputs, withdraw
-from algorithm.network import CascadeSettings
+from algorithm.fields.transform import Transform
+from algorithm.files.folders import image_name
+from algorithm.files.images import read_image
 from algorithm.objective import Weights
-from algorithm.prepare import Subject, prepare, subject
-from algorithm.refine import RefineSettings, find_pair_keypoints, refine
-from algorithm.registration import choose_device, finish
+from algorithm.preparation.prepare import prepare
+from algorithm.preparation.subject import Subject, find_lungs
+from algorithm.refinement.refine import RefineSettings, find_pair_keypoints, refine
+from algorithm.registration import checked_transform
 from algorithm.report import Report
-from algorithm.transform import Transform
+from algorithm.results.outputs import prepare_outputs, withdraw
 
 CONVENTIONAL = RefineSettings(
     spacing_mm=(8.0, 4.0, 2.0),
@@ -71,7 +74,7 @@ def register(
         keypoints = find_pair_keypoints(pair, fixed, start, grid)
     with report.timed("minimise"):
         result = refine(fixed, moving, pair.affine, start, grid, settings, keypoints)
-    return finish(pair, moving, result, report)
+    return checked_transform(pair, moving, result, report)
 
 
 def main() -> int:
@@ -96,7 +99,7 @@ def run(arguments: argparse.Namespace) -> None:
     with report.timed("read"):
         fixed_image, moving_image = read_image(arguments.fixed), read_image(arguments.moving)
     with report.timed("lungs"):
-        fixed, moving = subject(fixed_image, None), subject(moving_image, None)
+        fixed, moving = find_lungs(fixed_image, None), find_lungs(moving_image, None)
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     settings = CONVENTIONAL if arguments.method == "ruehaak" else REFINEMENT

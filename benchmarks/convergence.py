@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from algorithm.geometry import displacement_at
-from algorithm.refine import RefineSettings, refine
+from algorithm.refinement.refine import RefineSettings, refine
 from benchmarks.refinement import CASCADE, PREALIGNED, Case, load, settings
 
 BUDGETS = (2, 5, 10, 20, 40, 60)

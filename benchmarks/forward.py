@@ -4,7 +4,7 @@
 
 Random volumes of 192×160×192 voxels; the time is the median over the repeats after one warm-up. The floor is the
 cascade's floating-point operations over the rate of one large matrix product in the same arithmetic. On the CPU the
-engines are torch, with the weights in two layouts, and OpenVINO (`algorithm.compiled`).
+engines are torch, with the weights in two layouts, and OpenVINO (`algorithm.cascade.compiled`).
 """
 
 import argparse
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from algorithm.compiled import compiled
+from algorithm.cascade.compiled import compiled
+from algorithm.cascade.network import Cascade
 from algorithm.geometry import Grid
-from algorithm.network import Cascade
 
 GFLOP = 728.0
 """Three U-Nets at 192×160×192, 96×80×96 and 48×40×48 voxels, a multiplication and an addition counted as two."""

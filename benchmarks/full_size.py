@@ -24,10 +24,11 @@ import pandas as pd
 import SimpleITK as sitk
 import torch
 
+from algorithm.fields.transform import Transform
+from algorithm.files.images import Image, canonical, read_image
+from algorithm.files.writing import write_image_slabs
 from algorithm.geometry import Grid
-from algorithm.images import Image, canonical, read_image, write_image_slabs
 from algorithm.lungs import lung_mask
-from algorithm.transform import Transform
 
 BLOCK = 2**24
 """Bytes that `copy_seconds` moves at a time."""

@@ -15,11 +15,12 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from algorithm.cascade.network import Cascade, fastest_precision
+from algorithm.cascade.weights import find_weights, load_cascade
+from algorithm.files.images import Image
 from algorithm.geometry import displacement_at, jacobian_determinant, resample
-from algorithm.images import Image
-from algorithm.network import Cascade, fastest_precision
-from algorithm.prepare import prepare, subject
-from algorithm.weights import find_weights, load_cascade
+from algorithm.preparation.prepare import prepare
+from algorithm.preparation.subject import find_lungs
 from phantom import PhantomSettings, make_pair
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, scanned
 from training.data import TrainingScan, load_scan
@@ -60,7 +61,7 @@ def of_phantom(cascade: Cascade, number: int) -> Measured:
     phantom = make_pair(settings)
     fixed_image = Image(phantom.fixed, phantom.fixed_grid, Path("phantom fixed"))
     moving_image = Image(phantom.moving, phantom.moving_grid, Path("phantom moving"))
-    pair = prepare(subject(fixed_image, None), subject(moving_image, None), cascade.settings.network_size)
+    pair = prepare(find_lungs(fixed_image, None), find_lungs(moving_image, None), cascade.settings.network_size)
     with torch.no_grad():  # the pre-alignment needs gradients
         displacement, grid = cascade(pair.fixed, pair.grid, pair.moving, pair.moving_grid)
     fixed = torch.from_numpy(phantom.fixed_landmarks_mm)

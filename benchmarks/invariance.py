@@ -25,10 +25,11 @@ import SimpleITK as sitk
 import torch.nn.functional as F
 from jaxtyping import Float
 
+from algorithm.files.images import Image, canonical, read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid, Size, resample_image, restored
-from algorithm.images import Image, canonical, read_image, write_image
+from algorithm.hounsfield import AIR_HU
 from algorithm.lungs import lung_mask
-from algorithm.network import AIR_HU
 from benchmarks.landmarks import command, landmarks_mm, through_written_field
 from evaluation.landmarks import find_landmarks
 

@@ -21,11 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithm.cascade.weights import BUNDLED, load_cascade
 from algorithm.geometry import resample, resample_image
-from algorithm.keypoints import DetectSettings, MatchSettings, displacements, distinctive_points
+from algorithm.hounsfield import AIR_HU
 from algorithm.lungs import lung_mask
-from algorithm.network import AIR_HU
-from algorithm.weights import BUNDLED, load_cascade
+from algorithm.refinement.keypoints import DetectSettings, MatchSettings, displacements, distinctive_points
 from training.data import ValidationPair, load_validation_pair
 
 

@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from algorithm.cascade.weights import find_weights, load_cascade
+from algorithm.files.images import read_image
 from algorithm.geometry import Grid, displacement_at, jacobian_determinant
-from algorithm.images import read_image
-from algorithm.prepare import Prepared, Subject, prepare, subject
-from algorithm.refine import RefineSettings, Similarity, find_pair_keypoints, refine
+from algorithm.preparation.prepare import Prepared, prepare
+from algorithm.preparation.subject import Subject, find_lungs
+from algorithm.refinement.refine import RefineSettings, Similarity, find_pair_keypoints, refine
 from algorithm.registration import predict
 from algorithm.report import Report
-from algorithm.weights import find_weights, load_cascade
 from benchmarks.landmarks import landmarks_mm
 
 SCALE = {"local correlation": 1.0, "ngf": 1.0, "mind": 0.125}
@@ -50,7 +51,7 @@ class Case:
 def load(folder: Path) -> Case:
     """Reads, prepares, and runs the cascade."""
     cascade = load_cascade(find_weights(None)).cascade
-    fixed, moving = (subject(read_image(folder / f"{name}.mha"), None) for name in ("fixed", "moving"))
+    fixed, moving = (find_lungs(read_image(folder / f"{name}.mha"), None) for name in ("fixed", "moving"))
     pair = prepare(fixed, moving, cascade.settings.network_size)
     begun = time.monotonic()
     predicted = predict(pair, cascade, torch.device("cpu"), Report())

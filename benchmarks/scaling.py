@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from algorithm.images import read_image
+from algorithm.files.images import read_image
 from benchmarks.full_size import resampled
 from benchmarks.landmarks import command, timed
 

@@ -18,15 +18,16 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from algorithm.cascade.network import fastest_precision
+from algorithm.cascade.weights import find_weights, load_cascade
 from algorithm.deliver import deliver
-from algorithm.images import read_image
-from algorithm.interface import prepare_outputs
-from algorithm.network import fastest_precision
-from algorithm.prepare import Subject, prepare, subjects
-from algorithm.refine import FULL, for_lungs, for_voxels, refine
-from algorithm.registration import finish, predict
+from algorithm.files.images import read_image
+from algorithm.preparation.prepare import prepare
+from algorithm.preparation.subject import Subject, find_both_lungs
+from algorithm.refinement.refine import FULL, for_lungs, for_voxels, refine
+from algorithm.registration import checked_transform, predict
 from algorithm.report import Report
-from algorithm.weights import find_weights, load_cascade
+from algorithm.results.outputs import prepare_outputs
 from benchmarks.forward import GFLOP, peak_gflops, seconds
 from benchmarks.landmarks import PEERS, measure
 
@@ -57,7 +58,7 @@ def stages(pair: Path) -> tuple[dict[str, float], Subject, Subject, int]:
     start = time.perf_counter()
     images = [read_image(pair / f"{name}.mha") for name in ("fixed", "moving")]
     start = clocked("read", start)
-    fixed, moving = subjects(images[0], None, images[1], None)
+    fixed, moving = find_both_lungs(images[0], None, images[1], None)
     start = clocked("lungs", start)
     prepared = prepare(fixed, moving, cascade.settings.network_size)
     start = clocked("prepare", start)
@@ -65,7 +66,7 @@ def stages(pair: Path) -> tuple[dict[str, float], Subject, Subject, int]:
     start = clocked("cascade", start)
     refined = refine(fixed, moving, prepared.affine, found.displacement, found.grid, FULL)
     start = clocked("refine", start)
-    transform = finish(prepared, moving, refined, report)
+    transform = checked_transform(prepared, moving, refined, report)
     start = clocked("unfold, quality", start)
     with tempfile.TemporaryDirectory() as folder:
         outputs = prepare_outputs(Path(folder), "fixed")

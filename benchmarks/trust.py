@@ -19,14 +19,15 @@ import pandas as pd
 import torch
 from scipy.stats import mannwhitneyu
 
-from algorithm.expected_error import LARGE_MM, ExpectedError
+from algorithm.cascade.weights import LoadedCascade, find_weights, load_cascade
+from algorithm.fields.expected_error import LARGE_MM, ExpectedError
+from algorithm.fields.transform import Transform
+from algorithm.files.images import read_image
 from algorithm.geometry import displacement_at
-from algorithm.images import read_image
-from algorithm.prepare import prepare, subject
-from algorithm.registration import REFINE, estimate, finish, predict, refined
+from algorithm.preparation.prepare import prepare
+from algorithm.preparation.subject import find_lungs
+from algorithm.registration import REFINE, checked_transform, estimate, predict, refined
 from algorithm.report import Report
-from algorithm.transform import Transform
-from algorithm.weights import LoadedCascade, find_weights, load_cascade
 from benchmarks.invariance import VARIANTS, Placed, same, shown
 from benchmarks.landmarks import landmarks_mm
 
@@ -82,7 +83,7 @@ def seen_landmarks(folder: Path, fixed: Placed, moving: Placed) -> tuple[np.ndar
 
 def results(trial: Trial, weights: LoadedCascade) -> Iterator[Row]:
     """A row for each refinement."""
-    fixed, moving = (subject(scan.image, None) for scan in (trial.fixed, trial.moving))
+    fixed, moving = (find_lungs(scan.image, None) for scan in (trial.fixed, trial.moving))
     pair = prepare(fixed, moving, weights.cascade.settings.network_size)
     start = predict(pair, weights.cascade, torch.device("cpu"), Report(), backwards=True)
     assert weights.errors is not None
@@ -92,7 +93,7 @@ def results(trial: Trial, weights: LoadedCascade) -> Iterator[Row]:
             model = weights.errors.refined
             result = refined(fixed, moving, pair, start, REFINE[name], model, torch.device("cpu"))
         report = Report()
-        transform = finish(pair, moving, result, report)
+        transform = checked_transform(pair, moving, result, report)
         expected = estimate(pair, moving, result, model, report)
         assert expected is not None
         yield Row(trial=trial.name, refine=name) | said(report) | true(trial, transform, expected)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithm.errors import InputError
-from algorithm.images import write_field, write_image
+from algorithm.files.writing import write_field, write_image
 from phantom.forms import FORMS, write_input
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from phantom.shapes import Lungs

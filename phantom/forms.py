@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from algorithm.interface import SLUGS
+from algorithm.files.folders import SLUGS
 
 
 def write_input(folder: Path, form: str, files: dict[str, Path]) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from algorithm.network import Cascade, CascadeSettings
-from algorithm.weights import save_cascade
+from algorithm.cascade.network import Cascade, CascadeSettings
+from algorithm.cascade.weights import save_cascade
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from algorithm.expected_error import ExpectedError
+from algorithm.fields.expected_error import ExpectedError
+from algorithm.fields.inverse import framed, inverse
+from algorithm.fields.transform import Transform
 from algorithm.geometry import Affine, Grid
-from algorithm.interface import TRANSFORMS
-from algorithm.inverse import framed, inverse
 from algorithm.lungs import LungMask
-from algorithm.transform import Transform
-from algorithm.transformfiles import write_inverse, write_transform
+from algorithm.results.ownership import TRANSFORMS
+from algorithm.results.transformfiles import write_inverse, write_transform
 
 TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
 FLIP = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))

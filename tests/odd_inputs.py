@@ -20,8 +20,9 @@ from typing import Literal
 import numpy as np
 import SimpleITK as sitk
 
+from algorithm.files.images import read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid
-from algorithm.images import read_image, write_image
 from benchmarks.invariance import Change, carried, cut, padded, spaced, stored
 from phantom.pair import PhantomSettings, make_pair
 from tests.dicom_series import write_companions, write_enhanced, write_series, write_two_acquisitions

@@ -12,8 +12,8 @@ import pytest
 import SimpleITK as sitk
 
 from algorithm.__main__ import main
-from algorithm.prealign import PrealignSettings
-from algorithm.prepare import PrepareSettings, prepare
+from algorithm.preparation.prepare import PrepareSettings, prepare
+from algorithm.preparation.scan import PrealignSettings
 from algorithm.registration import REFINE
 from tests.golden_check import landmark_errors_mm, read_only_image
 
@@ -22,7 +22,7 @@ COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iter
 
 HANGS_HALF_WAY = """
 import sys, time
-from algorithm.transform import Transform
+from algorithm.fields.transform import Transform
 from tests.running import call_main
 whole = Transform.{method}
 def half(self, *arguments):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from algorithm import prepare
+from algorithm.cascade.network import CascadeSettings
+from algorithm.cascade.weights import load_cascade
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Affine, Grid
 from algorithm.lungs import LungMask
-from algorithm.network import CascadeSettings
-from algorithm.prepare import PrepareSettings
-from algorithm.weights import load_cascade
+from algorithm.preparation import prepare
+from algorithm.preparation.prepare import PrepareSettings
 from training import ablation, curve, data
 from training.ablation import CONFIGS, measure, reduced_settings
 from training.bank import write_bank

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from algorithm.adam import LAST_STEP, Adam
+from algorithm.objective.adam import LAST_STEP, Adam
 from tests.strategies import examples
 
 
@@ -43,7 +43,9 @@ def test_it_finds_the_minimum() -> None:
     assert (unknown - torch.arange(18.0).reshape(2, 3, 3)).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("module", ["algorithm.registration", "algorithm.prealign", "algorithm.refine"])
+@pytest.mark.parametrize(
+    "module", ["algorithm.registration", "algorithm.preparation.prealign", "algorithm.refinement.refine"]
+)
 def test_pytorchs_compiler_is_not_loaded(module: str) -> None:
     """It takes a second, and comes with the first of PyTorch's own optimisers."""
     code = f"import sys, torch, {module}; sys.exit('torch._dynamo' in sys.modules)"

@@ -12,10 +12,10 @@ import SimpleITK as sitk
 
 import algorithm
 from algorithm.errors import InputError
+from algorithm.files.images import read_image
 from algorithm.given import scan
-from algorithm.images import read_image
-from algorithm.interface import TRANSFORMS
-from algorithm.prepare import prepare
+from algorithm.preparation.prepare import prepare
+from algorithm.results.ownership import TRANSFORMS
 from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, points_in, write_result
 from tests.running import COARSE, call_main, files_below, pair_options, results
 from tests.test_apply import blobs, image

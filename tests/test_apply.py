@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from algorithm.files.writing import write_field
 from algorithm.geometry import Grid
-from algorithm.images import write_field
-from algorithm.interface import TRANSFORMS
-from algorithm.result import Scan, read_result
+from algorithm.results.ownership import TRANSFORMS
+from algorithm.results.result import Scan, read_result
 from tests.made_up_results import FIXED, MOVING, WAVY, write_result
 from tests.test_command import lungreg
 
@@ -63,7 +63,7 @@ def test_images_are_those_that_simpleitk_makes(
     tmp_path: Path, result: Path, onto: Scan, dtype: str, interpolation: str, interpolator: int, background: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("algorithm.apply.SLAB_VOXELS", 2000)  # several slabs
+    monkeypatch.setattr("algorithm.results.apply.SLAB_VOXELS", 2000)  # several slabs
     grid = MOVING if onto == "fixed" else FIXED
     source, out = tmp_path / "a.nrrd", tmp_path / "b.mha"
     sitk.WriteImage(image(blobs(grid, dtype), grid), str(source))

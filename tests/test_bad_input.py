@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from algorithm.weights import FILE, MANIFEST
+from algorithm.cascade.weights import FILE, MANIFEST
 from phantom.__main__ import input_files
 from phantom.forms import write_input
 from tests.dicom_series import write_series

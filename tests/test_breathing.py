@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.geometry import Grid, jacobian_determinant, linear_index_map, resample, warp
-from algorithm.network import AIR_HU
+from algorithm.hounsfield import AIR_HU
 from tests.strategies import examples
 from training import breathing
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned, simulate

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from algorithm.interface import PAGE_MARK
-from algorithm.page import registration_page
-from algorithm.view import Pair
+from algorithm.pages.page import registration_page
+from algorithm.pages.view import Pair
+from algorithm.results.ownership import PAGE_MARK
 from resultpages.viewer import library
 from tests.test_page import pair, said  # noqa: F401  (a fixture)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from algorithm import registration
-from algorithm.compiled import CompiledUNet, compiled, release
+from algorithm.cascade.compiled import CompiledUNet, compiled, release
+from algorithm.cascade.network import Cascade, CascadeSettings, UNet
 from algorithm.geometry import Grid
-from algorithm.network import Cascade, CascadeSettings, UNet
 
 pytest.importorskip("openvino")
 
@@ -110,7 +110,8 @@ def test_a_signal_still_finds_its_handler() -> None:
 
 def test_nobody_is_told_of_a_run(tmp_path: Path) -> None:
     code = (
-        "import sys, torch; from algorithm.compiled import CompiledUNet, pays; from algorithm.network import UNet; "
+        "import sys, torch; from algorithm.cascade.compiled import CompiledUNet, pays; "
+        "from algorithm.cascade.network import UNet; "
         "pays(); CompiledUNet(UNet((4, 8)), torch.float32)(torch.rand(1, 2, 8, 8, 8)); "
         "print([name for name, module in sys.modules.items() if 'telemetry' in name.split('.')[0] and module])"
     )

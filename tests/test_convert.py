@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from algorithm.images import write_field
-from algorithm.interface import TRANSFORMS
-from algorithm.inverse import framed
+from algorithm.fields.inverse import framed
+from algorithm.files.writing import write_field
+from algorithm.results.ownership import TRANSFORMS
 from evaluation.convert import main
 from evaluation.fields import read_field
 from tests.made_up_results import FIXED, MOVING, WAVY, write_result

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 
-from algorithm import prepare
+from algorithm.cascade.network import CascadeSettings
 from algorithm.geometry import Affine
-from algorithm.network import CascadeSettings
+from algorithm.preparation import prepare
 from tests.running import files_below
 from training import data
 from training.data import load_validation_pair, pack_pair

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from algorithm.deliver import FieldGrid, deliver, write_unfolded
 from algorithm.errors import InputError
+from algorithm.fields.transform import Transform
+from algorithm.files.images import Image, Layout, read_field, read_image
 from algorithm.geometry import Affine, Grid, jacobian_determinant, validity
-from algorithm.images import Image, Layout, read_field, read_image
-from algorithm.interface import TRANSFORMS, prepare_outputs
 from algorithm.lungs import LungMask
-from algorithm.prepare import Subject
+from algorithm.preparation.subject import Subject
 from algorithm.report import Report
-from algorithm.transform import Transform
+from algorithm.results.outputs import prepare_outputs
+from algorithm.results.ownership import TRANSFORMS
 from tests.running import field_image
 from tests.strategies import smooth_field
 

@@ -10,11 +10,11 @@ import SimpleITK as sitk
 import torch
 from pydicom import uid
 
-from algorithm.dicom import find_series, holds_dicom
 from algorithm.errors import InputError
+from algorithm.files.dicom import find_series, holds_dicom
+from algorithm.files.folders import find_inputs, image_name
+from algorithm.files.images import read_image
 from algorithm.geometry import resample
-from algorithm.images import read_image
-from algorithm.interface import find_inputs, image_name
 from phantom.pair import PhantomPair
 from tests.dicom_series import (
     PIXELS,

@@ -16,12 +16,12 @@ import torch
 
 import algorithm
 from algorithm import __main__ as container
-from algorithm.expected_error import ErrorModels
-from algorithm.images import write_field, write_image
-from algorithm.inverse import framed
+from algorithm.cascade.weights import save_errors
+from algorithm.fields.expected_error import ErrorModels
+from algorithm.fields.inverse import framed
+from algorithm.files.writing import write_field, write_image
 from algorithm.options import Options
-from algorithm.prepare import prepare
-from algorithm.weights import save_errors
+from algorithm.preparation.prepare import prepare
 from tests.made_up_results import EXPECTED, FIXED, MOVING, WAVY, write_result
 from tests.running import COARSE
 from tests.test_apply import blobs, image
@@ -106,7 +106,7 @@ def scans(tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytes
     monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
     shutil.copytree(small_weights, tmp_path / "weights")
     save_errors(tmp_path / "weights", ErrorModels(MODEL, MODEL), {})
-    monkeypatch.setattr("algorithm.weights.BUNDLED", tmp_path / "weights")
+    monkeypatch.setattr("algorithm.cascade.weights.BUNDLED", tmp_path / "weights")
 
 
 @pytest.mark.usefixtures("scans")

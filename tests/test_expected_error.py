@@ -13,16 +13,17 @@ from scipy import ndimage
 from torch import Tensor
 
 from algorithm import registration
+from algorithm.cascade.network import Cascade, CascadeSettings
+from algorithm.cascade.weights import load_cascade, save_cascade, save_errors
 from algorithm.errors import InputError
-from algorithm.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
+from algorithm.fields.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
+from algorithm.files.images import Image
 from algorithm.geometry import Affine, Grid, invert
-from algorithm.images import Image
 from algorithm.lungs import LungMask
-from algorithm.network import Cascade, CascadeSettings
-from algorithm.prepare import Prepared, Subject
-from algorithm.refine import FAST, Refined, RefineSettings
+from algorithm.preparation.prepare import Prepared
+from algorithm.preparation.subject import Subject
+from algorithm.refinement.refine import FAST, Refined, RefineSettings
 from algorithm.registration import second_opinion
-from algorithm.weights import load_cascade, save_cascade, save_errors
 from tests.running import call_main, results
 from tests.strategies import smooth_field
 from training.expected_error import fitted

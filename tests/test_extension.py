@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithm.extension import EDGE_VOX, SMOOTHING, extended
+from algorithm.cascade.extension import EDGE_VOX, SMOOTHING, extended
 from algorithm.geometry import Grid, jacobian_determinant
 from tests.test_breathing import positions
 

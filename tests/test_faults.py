@@ -24,10 +24,12 @@ import torch
 import torch._dynamo  # by Adam, at its first use: memory that ends during an import is Python's to report
 
 from algorithm.errors import InputError
-from algorithm.images import PARTIAL, Image, read_image, read_mask
-from algorithm.interface import Inputs, find_inputs
+from algorithm.fields.transform import Transform
+from algorithm.files.folders import find_inputs
+from algorithm.files.images import Image, read_image, read_mask
+from algorithm.files.inputs import Inputs
+from algorithm.files.writing import PARTIAL
 from algorithm.report import Report
-from algorithm.transform import Transform
 from tests.dicom_series import write_series
 from tests.running import call_main, files_below, pair_options, results
 

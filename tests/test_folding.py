@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithm import determinant as determinant_module
-from algorithm import folding
-from algorithm.determinant import DeterminantStatistics, checked
-from algorithm.folding import UnfoldSettings, smallest_determinant, unfold
+from algorithm.fields import determinant as determinant_module
+from algorithm.fields import folding
+from algorithm.fields.determinant import DeterminantStatistics, checked
+from algorithm.fields.folding import UnfoldSettings, smallest_determinant, unfold
 from algorithm.geometry import Grid, jacobian_determinant, resample, world_displacement
 from tests.strategies import as_matrix, examples, generators, grids, smooth_field
 

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm import load
-from algorithm.formats import gzipped, header
+from algorithm.files.formats import gzipped, header
+from algorithm.files.images import read_field, read_image, read_volume
+from algorithm.files.writing import write_field, write_image_slabs
 from algorithm.geometry import Grid
-from algorithm.images import read_field, read_image, read_volume, write_field, write_image_slabs
-from algorithm.interface import is_own_image, result_mark
+from algorithm.results.ownership import is_own_image, result_mark
 from evaluation.fields import read_field as evaluation_field
 from tests.made_up_results import FIXED, FLIP, TURN
 from tests.running import call_main, files_below, pair_options, results

@@ -13,6 +13,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from algorithm.fields.transform import Transform
+from algorithm.files.images import Image
 from algorithm.function.deformation import deformation
 from algorithm.function.quantities import QUANTITIES
 from algorithm.function.regions import LOBES, Regions, read_lobes, regions_of
@@ -20,11 +22,9 @@ from algorithm.function.settings import FunctionSettings
 from algorithm.function.table import Measured, measured
 from algorithm.function.voxels import Case
 from algorithm.geometry import Affine, Grid, jacobian_determinant
-from algorithm.images import Image
-from algorithm.interface import FUNCTION, is_own_image, remove_own_texts
 from algorithm.lungs import LungMask
-from algorithm.prepare import Subject
-from algorithm.transform import Transform
+from algorithm.preparation.subject import Subject
+from algorithm.results.ownership import FUNCTION, is_own_image, remove_own_texts
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, write_result
 from tests.pages import Reader
@@ -402,7 +402,7 @@ def test_what_is_missing_or_another_scan_is_said(folder: Path, capfd: pytest.Cap
 
 def test_without_kept_lungs_masks_stand_for_them(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """As with --transforms off: the field alone is there."""
-    from algorithm.images import write_field, write_image
+    from algorithm.files.writing import write_field, write_image
 
     plain = folder.parent / "plain"
     (plain / "images" / "displacement-field").mkdir(parents=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from algorithm.weights import BUNDLED, MANIFEST
+from algorithm.cascade.weights import BUNDLED, MANIFEST
 from tests.golden_check import check
 
 ROOT = Path(__file__).parent.parent

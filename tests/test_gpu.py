@@ -13,12 +13,12 @@ import pytest
 import torch
 
 import algorithm.registration
+from algorithm.cascade.network import CascadeSettings
+from algorithm.cascade.weights import load_cascade
+from algorithm.devices import choose_device
 from algorithm.errors import InputError
-from algorithm.network import CascadeSettings
-from algorithm.prepare import prepare
-from algorithm.registration import choose_device
+from algorithm.preparation.prepare import prepare
 from algorithm.report import Report
-from algorithm.weights import load_cascade
 from baselines import ruehaak
 from tests.pretended_gpu import DeviceError, on_gpu, pretended_gpu
 from tests.running import COARSE, call_main, field_array, pair_options, results
@@ -158,7 +158,7 @@ def test_a_whole_run(
 ) -> None:
     monkeypatch.setattr("algorithm.registration.fastest_precision", lambda _: torch.float32)
     monkeypatch.setattr("algorithm.registration.pays", lambda: False)  # the CPU goes the GPU's way, to compare
-    monkeypatch.setattr("algorithm.refine.applies", lambda *_: False)
+    monkeypatch.setattr("algorithm.refinement.refine.applies", lambda *_: False)
     cpu, gpu = tmp_path / "cpu", tmp_path / "gpu"
     assert call_main(*pair_options(example, cpu, small_weights), f"--refine={refinement}") == 0
     with pretended_gpu():

@@ -18,7 +18,7 @@ import pytest
 import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.images import read_field, read_image
+from algorithm.files.images import read_field, read_image
 from evaluation import fields as evaluated
 from evaluation import images as evaluated_images
 from evaluation.errors import CaseError

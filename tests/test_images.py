@@ -18,18 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.errors import InputError
+from algorithm.files.images import Image, Layout, canonical, read_field, read_image, read_mask
+from algorithm.files.writing import write_field, write_image, write_image_slabs
 from algorithm.geometry import Affine, Grid, moving_index, warp
-from algorithm.images import (
-    Image,
-    Layout,
-    canonical,
-    read_field,
-    read_image,
-    read_mask,
-    write_field,
-    write_image,
-    write_image_slabs,
-)
 from tests.strategies import SIGNED_PERMUTATIONS, as_matrix, examples, generators, grids, smooth_field
 
 few = examples(15, suppress=[HealthCheck.differing_executors])

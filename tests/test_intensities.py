@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.errors import InputError
+from algorithm.files.images import Image, read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Grid
-from algorithm.images import Image, read_image, write_image
-from algorithm.intensities import in_hounsfield_units
-from algorithm.prepare import subject
+from algorithm.preparation.intensities import in_hounsfield_units
+from algorithm.preparation.subject import find_lungs
 from phantom.pair import PhantomPair
 from tests.running import call_main, pair_options, results, warped_image
 from tests.strategies import examples
@@ -198,7 +199,7 @@ def test_message_says_what_was_found() -> None:
 
 
 def test_subject_is_in_hounsfield_units(scan: Image) -> None:
-    plain, stored = subject(scan, None), subject(changed(scan, lambda v: (v + 1024).clamp(min=0)), None)
+    plain, stored = find_lungs(scan, None), find_lungs(changed(scan, lambda v: (v + 1024).clamp(min=0)), None)
     assert plain.image.remarks == () and len(stored.image.remarks) == 1
     assert torch.equal(stored.image.voxels, plain.image.voxels.clamp(min=-1024))
     assert np.isclose(stored.lungs.litres, plain.lungs.litres, rtol=0.01)

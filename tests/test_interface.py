@@ -12,22 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.errors import InputError
+from algorithm.files.folders import find_inputs, image_name
+from algorithm.files.inputs import Inputs
+from algorithm.files.writing import write_image_slabs
 from algorithm.geometry import Grid
-from algorithm.images import write_image_slabs
-from algorithm.interface import (
-    PAGE_MARK,
-    Inputs,
-    field_layout,
-    find_inputs,
-    image_kind,
-    image_name,
-    prepare_outputs,
-    result_mark,
-    sole_image,
-    sole_writer,
-    withdraw,
-    write_results,
-)
+from algorithm.results.outputs import field_layout, image_kind, prepare_outputs, sole_image, sole_writer, withdraw
+from algorithm.results.ownership import PAGE_MARK, result_mark
+from algorithm.results.texts import write_results
 from tests.strategies import examples
 
 

@@ -11,9 +11,11 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from algorithm.files.images import Image, read_field, read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Size, displacement_at
-from algorithm.images import Image, read_field, read_image, write_image
-from algorithm.prealign import PrealignSettings, Scan, prealign, searched_starts, starts
+from algorithm.preparation.prealign import prealign, searched_starts, starts
+from algorithm.preparation.scan import PrealignSettings, Scan
 from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, spaced, stored
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair

@@ -9,18 +9,12 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.errors import InputError
+from algorithm.fields.inverse import derivative, framed, inverse, moved, residual_mm, undone
+from algorithm.fields.transform import Transform
 from algorithm.geometry import Affine, Grid, jacobian_determinant
-from algorithm.interface import TRANSFORMS, is_own_transform
-from algorithm.inverse import derivative, framed, inverse, moved, residual_mm, undone
 from algorithm.lungs import LungMask
-from algorithm.transform import Transform
-from algorithm.transformfiles import (
-    read_inverse,
-    read_lungs,
-    read_transform,
-    write_inverse,
-    write_transform,
-)
+from algorithm.results.ownership import TRANSFORMS, is_own_transform
+from algorithm.results.transformfiles import read_inverse, read_lungs, read_transform, write_inverse, write_transform
 from tests.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
 
 TRANSFORM, INVERSE = TRANSFORMS

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.geometry import Grid, warp
-from algorithm.keypoints import (
+from algorithm.objective.mind import mind_ssc
+from algorithm.refinement.keypoints import (
     DetectSettings,
     KeypointSettings,
     MatchSettings,
@@ -20,8 +21,8 @@ from algorithm.keypoints import (
     find_keypoints,
     match,
 )
-from algorithm.keypoints.detect import distinctiveness, structure_tensor
-from algorithm.keypoints.match import (
+from algorithm.refinement.keypoints.detect import distinctiveness, structure_tensor
+from algorithm.refinement.keypoints.match import (
     best_offsets,
     features,
     lower_envelope,
@@ -30,7 +31,6 @@ from algorithm.keypoints.match import (
     search,
     search_margin,
 )
-from algorithm.objective.mind import mind_ssc
 from tests.strategies import smooth_field
 
 GRID = Grid((36, 32, 30), (2.0, 2.1, 1.9), (-40.0, 12.0, 300.0))

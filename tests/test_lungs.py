@@ -13,7 +13,8 @@ from torch import Tensor
 
 from algorithm.errors import InputError
 from algorithm.geometry import Grid, resample
-from algorithm.lungs import LungMask, _left_and_right, _without_fragments, crop_grid, lung_mask
+from algorithm.lungs import LungMask, crop_grid, lung_mask
+from algorithm.lungs.mask import _left_and_right, _without_fragments
 
 REAL_SCANS = Path(__file__).parents[2] / "shared" / "data"
 SPACING = 3.0

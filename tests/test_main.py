@@ -15,8 +15,8 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from algorithm.images import PARTIAL
-from algorithm.transform import Transform
+from algorithm.fields.transform import Transform
+from algorithm.files.writing import PARTIAL
 from tests.running import (
     HANGS_HALF_WAY,
     call_main,

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from algorithm.files.writing import write_image
 from algorithm.geometry import Grid
-from algorithm.images import write_image
-from algorithm.match import doubling_days, matched, sphere_mm3
-from algorithm.result import read_result
+from algorithm.results.result import read_result
+from algorithm.tools.match import doubling_days, matched, sphere_mm3
 from tests.made_up_results import FIXED_LUNGS, MOVING_LUNGS, points_in, write_result
 from tests.strategies import examples
 from tests.test_command import lungreg
@@ -213,7 +213,7 @@ def test_nothing_is_replaced_and_the_order_of_dates_is_looked_at(
 
 @pytest.mark.parametrize("ending", [".mha", ".nii.gz", ".nrrd"])
 def test_a_grid_of_one_voxel_asks_for_one_place(result: Path, ending: str) -> None:
-    from algorithm.resultimages import expected_error_of
+    from algorithm.results.resultimages import expected_error_of
 
     (image,) = (result / "images" / "expected-error").iterdir()
     read = sitk.ReadImage(str(image))

@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from algorithm.cascade.network import Cascade, CascadeSettings, UNet, normalise
 from algorithm.geometry import (
     Grid,
     Matrix,
+    downsample,
+    downsample_by,
     index_displacement,
     linear_index_map,
     warp,
     world_displacement,
 )
-from algorithm.network import Cascade, CascadeSettings, UNet, downsample, downsample_by, normalise
 from tests.strategies import as_matrix, examples, generators, grids, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from algorithm.files.images import read_field, read_image
 from algorithm.geometry import displacement_at
-from algorithm.images import read_field, read_image
 from benchmarks.invariance import shown
 from phantom.pair import PhantomPair
 from tests.odd_inputs import TABLE, Desk, Made, OddInput, document

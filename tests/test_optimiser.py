@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from algorithm.network import UNet
+from algorithm.cascade.network import UNet
 from tests.strategies import examples
 from training.optimiser import WARM_UP, Optimiser
 

@@ -8,7 +8,7 @@ import pytest
 
 from algorithm import __version__
 from algorithm.errors import InputError
-from algorithm.interface import Inputs
+from algorithm.files.inputs import Inputs
 from algorithm.options import HELP, Options, parse
 from tests.running import call_main
 

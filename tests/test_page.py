@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from algorithm.fields.transform import Transform
+from algorithm.files.images import Image
 from algorithm.geometry import Affine, Grid
-from algorithm.images import Image
-from algorithm.interface import PAGE_MARK, is_own_page
 from algorithm.lungs import LungMask
-from algorithm.page import registration_page
-from algorithm.page_pictures import arrows
-from algorithm.prepare import Subject
+from algorithm.pages.page import registration_page
+from algorithm.pages.pictures import arrows
+from algorithm.pages.view import AXIS, ExpectedError, Pair, flat, seen, slice_view, volume_view
+from algorithm.preparation.subject import Subject
 from algorithm.report import Report
-from algorithm.summary import figures, in_words
-from algorithm.transform import Transform
-from algorithm.view import AXIS, ExpectedError, Pair, flat, seen, slice_view, volume_view
+from algorithm.results.ownership import PAGE_MARK, is_own_page
+from algorithm.results.summary import figures, in_words
 from phantom.pair import PhantomPair
 from resultpages import viewer
 from tests.pages import Reader
@@ -35,7 +35,7 @@ MOST_S = 3.0
 EVIL = "<script>alert(1)<img src=x>\"'&.mha"
 
 
-def subject(hu: torch.Tensor, lobes: torch.Tensor, grid: Grid, name: str) -> Subject:
+def find_lungs(hu: torch.Tensor, lobes: torch.Tensor, grid: Grid, name: str) -> Subject:
     return Subject(Image(hu.round().short(), grid, Path(name)), LungMask(lobes > 0, grid))
 
 
@@ -43,8 +43,8 @@ def subject(hu: torch.Tensor, lobes: torch.Tensor, grid: Grid, name: str) -> Sub
 def pair(example_pair: PhantomPair) -> Pair:
     """The phantom with its exact field, and an expected error that rises towards the head."""
     p = example_pair
-    fixed = subject(p.fixed, p.fixed_lobes, p.fixed_grid, "fixed.mha")
-    moving = subject(p.moving, p.moving_lobes, p.moving_grid, "moving.mha")
+    fixed = find_lungs(p.fixed, p.fixed_lobes, p.fixed_grid, "fixed.mha")
+    moving = find_lungs(p.moving, p.moving_lobes, p.moving_grid, "moving.mha")
     expected = torch.linspace(0, 4, p.fixed_grid.size[2])[None, None, :, None, None].expand(1, 1, *p.fixed_grid.shape)
     error = ExpectedError(expected, torch.ones_like(expected), p.fixed_grid)
     return Pair(fixed, moving, Transform(p.displacement_mm, p.fixed_grid), error)
@@ -171,7 +171,7 @@ def test_names_and_warnings_cannot_break_the_page(pair: Pair) -> None:
 
 
 def test_without_the_viewer_the_pictures_are_the_page(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("algorithm.page.library", lambda: None)
+    monkeypatch.setattr("algorithm.pages.page.library", lambda: None)
     page = Reader(registration_page(pair, said(pair)))
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert "NiiVue" not in page.text and not [a for _, a in page.tags if a.get("id") in ("canvas", "niivue", "layers")]
@@ -193,7 +193,7 @@ def test_volumes_of_the_viewer_are_small_and_licensed(pair: Pair) -> None:
 
 
 def test_the_summary_is_in_words_with_units(pair: Pair, tmp_path: Path) -> None:
-    from algorithm.interface import prepare_outputs
+    from algorithm.results.outputs import prepare_outputs
 
     error = {"mean_mm": 1.23, "p95_mm": 2.34, "share_above_3mm": 0.0456}
     report = said(pair, jacobian={"folded_voxels": 0, "voxels": 10}, expected_error=error)
@@ -244,7 +244,7 @@ def test_a_fault_in_the_page_does_not_take_the_results_with_it(
     def broken(*_: object) -> str:
         raise ZeroDivisionError("nothing")
 
-    monkeypatch.setattr("algorithm.page.registration_page", broken)
+    monkeypatch.setattr("algorithm.pages.page.registration_page", broken)
     assert call_main(*pair_options(example, tmp_path, small_weights), "--report=on") == 0
     assert "report.html" not in files_below(tmp_path)
     assert any("report.html could not be made" in warning for warning in results(tmp_path)["warnings"])

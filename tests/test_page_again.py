@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
-from algorithm.expected_error import ErrorModels
-from algorithm.interface import is_own_page
-from algorithm.weights import save_errors
+from algorithm.cascade.weights import save_errors
+from algorithm.fields.expected_error import ErrorModels
+from algorithm.results.ownership import is_own_page
 from tests.pages import Reader
 from tests.running import call_main, files_below, pair_options, results
 from tests.test_command import lungreg

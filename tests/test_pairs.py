@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from algorithm.cascade.network import WINDOW_HU
 from algorithm.errors import InputError
-from algorithm.geometry import Grid, displacement_at, resample, warp
-from algorithm.network import WINDOW_HU, downsample
+from algorithm.geometry import Grid, displacement_at, downsample, resample, warp
 from tests.strategies import as_matrix, examples, grids, smooth_field
 from tests.test_breathing import two_lungs
 from training import bank

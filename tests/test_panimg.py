@@ -10,8 +10,9 @@ from panimg import convert
 from panimg.image_builders.metaio_mhd_mha import image_builder_mhd
 from panimg_models import PanImg
 
+from algorithm.files.images import Layout
+from algorithm.files.writing import write_field, write_image
 from algorithm.geometry import Grid
-from algorithm.images import Layout, write_field, write_image
 
 GRID = Grid((4, 5, 6), (0.7, 0.8, 2.5), (-120.0, 30.5, -400.0), ((0.0, 1.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)))
 COLOUR_COMPONENTS = {"GRAY": 1, "RGB": 3, "RGBA": 4, "YCBCR": 4}

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.errors import InputError
+from algorithm.files.folders import find_inputs
 from algorithm.geometry import Affine, compose, displacement_at, jacobian_determinant, warp
-from algorithm.interface import find_inputs
 from phantom import PhantomPair, PhantomSettings, chest_grid, make_pair, shapes
 from phantom.__main__ import main
 from phantom.forms import FORMS, write_input

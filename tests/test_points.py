@@ -9,12 +9,12 @@ import pytest
 import SimpleITK as sitk
 
 from algorithm.errors import InputError
+from algorithm.files.pointfiles import ENDINGS, read_points
+from algorithm.files.writing import write_field, write_image
 from algorithm.geometry import jacobian_determinant
-from algorithm.images import write_field, write_image
-from algorithm.interface import TRANSFORMS
-from algorithm.pointfiles import ENDINGS, read_points
-from algorithm.points import map_points
-from algorithm.result import Scan, read_result
+from algorithm.results.ownership import TRANSFORMS
+from algorithm.results.points import map_points
+from algorithm.results.result import Scan, read_result
 from tests.made_up_results import AFFINE, BOX, EXPECTED, FIXED, FIXED_LUNGS, MOVING_LUNGS, WAVY, points_in, write_result
 from tests.test_command import lungreg
 

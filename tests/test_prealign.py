@@ -8,10 +8,11 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from algorithm import prealign as module
 from algorithm.errors import InputError
 from algorithm.geometry import Affine, Grid, resample_image
-from algorithm.prealign import PrealignSettings, Scan, prealign, starts
+from algorithm.preparation import prealign as module
+from algorithm.preparation.prealign import prealign, starts
+from algorithm.preparation.scan import PrealignSettings, Scan
 from phantom import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.strategies import as_matrix
 

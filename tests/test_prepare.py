@@ -13,9 +13,11 @@ from torch import Tensor
 
 from algorithm.__main__ import main
 from algorithm.errors import InputError
+from algorithm.files.images import Image, read_field, read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid, displacement_at
-from algorithm.images import Image, read_field, read_image, write_image
-from algorithm.prepare import Subject, given_lungs, prepare, subject
+from algorithm.preparation.prepare import prepare
+from algorithm.preparation.subject import Subject, find_lungs, given_lungs
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.running import pair_options, results
@@ -44,7 +46,7 @@ def write_floats(path: Path, values: np.ndarray, grid: Grid) -> Path:
 
 def with_mask(path: Path, scan: Image, mask: Tensor, grid: Grid | None = None) -> Subject:
     write_image(path, mask.to(torch.uint8), grid or scan.grid)
-    return subject(scan, path)
+    return find_lungs(scan, path)
 
 
 # --- what counts -----------------------------------------------------------------------------------------------------
@@ -168,7 +170,7 @@ def test_an_infant_is_registered_with_masks(
 def test_without_masks_the_sentence_speaks_of_size(infant: tuple[Path, PhantomPair]) -> None:
     folder, _ = infant
     with pytest.raises(InputError) as caught:
-        subject(read_image(folder / "fixed.mha"), None)
+        find_lungs(read_image(folder / "fixed.mha"), None)
     assert "is too small, 0.1" in str(caught.value) and "give lung masks" in str(caught.value)
     assert "Hounsfield" not in str(caught.value)
 
@@ -186,7 +188,7 @@ def test_the_prealignment_compares_nothing_beyond_the_end_of_a_scan(example_pair
             nx, ny, nz = grid.size
             voxels, grid = voxels[:, :, nz // 2 :], grid.cropped((0, 0, nz // 2), (nx, ny, nz - nz // 2))
         ends[name] = grid.origin[2]
-        return subject(Image(voxels.round().short(), grid, Path(f"{name}.mha")), None)
+        return find_lungs(Image(voxels.round().short(), grid, Path(f"{name}.mha")), None)
 
     fixed = scan("fixed", example_pair.fixed, example_pair.fixed_grid)
     moving = scan("moving", example_pair.moving, example_pair.moving_grid)

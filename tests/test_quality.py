@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from algorithm.fields.quality import quality, warnings
 from algorithm.geometry import Affine, Grid
-from algorithm.prepare import Prepared
-from algorithm.quality import quality, warnings
+from algorithm.preparation.prepare import Prepared
 from tests.strategies import smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 
-from algorithm.dicomobjects import (
+from algorithm.errors import InputError
+from algorithm.files.images import read_grid
+from algorithm.geometry import Grid
+from algorithm.radiotherapy.dicomobjects import (
     DOSE,
     Reference,
     decimal,
@@ -22,11 +25,8 @@ from algorithm.dicomobjects import (
     read_reference,
     write_object,
 )
-from algorithm.errors import InputError
-from algorithm.geometry import Grid
-from algorithm.images import read_grid
-from algorithm.result import read_result
-from algorithm.structuresets import Structure, outlines, read_structures, shares, structure_set
+from algorithm.radiotherapy.structuresets import Structure, outlines, read_structures, shares, structure_set
+from algorithm.results.result import read_result
 from tests.dicom_series import write_series
 from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, MOVING_LUNGS, points_in, write_result
 from tests.plastimatch import needs_plastimatch, plastimatch

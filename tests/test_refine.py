@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import algorithm.refine
-from algorithm.control_grid import smoothed
+import algorithm.refinement.refine
+from algorithm.files.images import Image
 from algorithm.geometry import Affine, Grid, displacement_at, doubled, resample, restored, warp, world_displacement
-from algorithm.images import Image
 from algorithm.lungs import LungMask
 from algorithm.objective import Keypoints, Weights
+from algorithm.objective.control_grid import smoothed
 from algorithm.objective.local_correlation import dilated
 from algorithm.objective.sampled_correlation import applies
-from algorithm.prepare import Subject
-from algorithm.refine import (
+from algorithm.preparation.subject import Subject
+from algorithm.refinement.refine import (
     Refined,
     RefineSettings,
     Similarity,
@@ -57,7 +57,7 @@ def ball(grid: Grid, share: float = 0.42) -> Tensor:
     return ((x**2 + y**2 + z**2) < (2 * share) ** 2)[None, None]
 
 
-def subject(voxels: Tensor, grid: Grid) -> Subject:
+def find_lungs(voxels: Tensor, grid: Grid) -> Subject:
     return Subject(Image(voxels, grid, NOWHERE), LungMask(ball(grid), grid))
 
 
@@ -65,7 +65,7 @@ def known_pair(amplitude_mm: float = 3.0) -> tuple[Subject, Subject, Tensor]:
     """Fixed = moving ∘ (x + u), by trilinear interpolation of the moving one, with u known; another brightness."""
     u = smooth_field(GRID, amplitude_mm, torch.Generator().manual_seed(3))
     moving = texture(GRID)
-    return subject(0.8 * warp(moving, GRID, u, GRID) - 100, GRID), subject(moving, GRID), u
+    return find_lungs(0.8 * warp(moving, GRID, u, GRID) - 100, GRID), find_lungs(moving, GRID), u
 
 
 def nothing(grid: Grid = GRID) -> tuple[Tensor, Grid]:
@@ -108,7 +108,7 @@ def test_the_compiled_way_leads_to_the_same_field(monkeypatch: pytest.MonkeyPatc
     answers = {"compiled": lambda *images: made.append(applies(*images)) or made[-1], "general": lambda *_: False}
     found = {}
     for name, answer in answers.items():
-        monkeypatch.setattr(algorithm.refine, "applies", answer)
+        monkeypatch.setattr(algorithm.refinement.refine, "applies", answer)
         found[name] = refine(fixed, moving, Affine(), *nothing(), settings)
     assert made == [True] * 4  # two levels, two directions
     apart = (found["compiled"].displacement - found["general"].displacement).norm(dim=1, keepdim=True)
@@ -202,7 +202,7 @@ def test_keypoints_of_the_way_back_lead_back() -> None:
 
 
 def test_keypoints_pull_the_field_where_the_images_say_nothing() -> None:
-    flat = subject(torch.full((1, 1, *GRID.shape), -700.0), GRID)
+    flat = find_lungs(torch.full((1, 1, *GRID.shape), -700.0), GRID)
     index = torch.rand(60, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 14 + 8
     points = torch.from_numpy(GRID.to_world(index.numpy()))
     shift = torch.tensor([4.0, -3.0, 2.0], dtype=torch.float64)

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import map_coordinates
 
+from algorithm.fields.transform import Transform
+from algorithm.files.writing import write_image
 from algorithm.geometry import IDENTITY, Affine, Grid, displacement_at, restored, slabs
-from algorithm.images import write_image
-from algorithm.transform import Transform
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
 from tests.golden_check import landmark_errors_mm, read_transform

@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from algorithm import __version__
+from algorithm.cascade.weights import FILE
+from algorithm.devices import choose_device
 from algorithm.errors import Progress
-from algorithm.interface import write_results
-from algorithm.registration import choose_device
 from algorithm.report import Report
-from algorithm.weights import FILE
+from algorithm.results.texts import write_results
 from tests.pretended_gpu import pretended_gpu
 from tests.running import call_main, pair_options, results
 

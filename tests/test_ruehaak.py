@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import SimpleITK as sitk
 
-from algorithm.prepare import prepare
+from algorithm.preparation.prepare import prepare
 from baselines import ruehaak
 from benchmarks import landmarks
 from phantom.__main__ import write_pair

@@ -8,8 +8,8 @@ import pytest
 import SimpleITK as sitk
 
 from algorithm.errors import InputError
-from algorithm.prepare import prepare
-from algorithm.segmentations import lungs_of
+from algorithm.lungs.segmentations import lungs_of
+from algorithm.preparation.prepare import prepare
 from tests.running import COARSE, call_main, field_array, pair_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,12 +12,12 @@ import torch
 
 from algorithm.api import Registration
 from algorithm.errors import InputError
+from algorithm.fields.inverse import framed, inverse
+from algorithm.fields.transform import Transform
+from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid
-from algorithm.images import write_image
-from algorithm.inverse import framed, inverse
-from algorithm.result import Result
-from algorithm.sequence import find_phases, follow
-from algorithm.transform import Transform
+from algorithm.results.result import Result
+from algorithm.tools.sequence import find_phases, follow
 from tests.made_up_results import lungs_at
 from tests.test_command import lungreg
 

@@ -23,12 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from algorithm.devices import on_device
 from algorithm.errors import InputError, exit_code
+from algorithm.fields.transform import Transform
+from algorithm.files.images import Image, canonical, read_image
+from algorithm.files.writing import write_image_slabs
 from algorithm.geometry import Affine, Grid, inside, moving_index, resample_image, warp
-from algorithm.images import Image, canonical, read_image, write_image_slabs
-from algorithm.registration import on_device
 from algorithm.report import Report
-from algorithm.transform import Transform
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
 from tests.running import results
@@ -95,7 +96,7 @@ def test_in_parts_or_axis_by_axis_it_is_the_definition(
     source, target, affine = data.draw(pairs(turned))
     image = noise(source, generator)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("algorithm.geometry._PART_VOXELS", most)
+        patch.setattr("algorithm.geometry.resampling._PART_VOXELS", most)
         found = resample_image(image, source, target, affine=affine, least=-1000.0, fill=-2000.0)
     same_but_at_the_rim(found, plainly(image, source, target, affine, -2000.0), source, target, affine)
 

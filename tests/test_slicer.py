@@ -11,8 +11,8 @@ from unittest.mock import MagicMock
 import pytest
 import SimpleITK as sitk
 
-from algorithm.images import write_image
-from algorithm.slicer import NAME
+from algorithm.files.writing import write_image
+from algorithm.tools.slicer import NAME
 from tests.made_up_results import EXPECTED, FIXED, MOVING, write_result
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg

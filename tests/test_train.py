@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from algorithm import prepare
+from algorithm.cascade.network import WINDOW_HU, Cascade, CascadeSettings
+from algorithm.cascade.weights import load_cascade, save_cascade
 from algorithm.errors import InputError, exit_code
+from algorithm.files.images import canonical, read_image
 from algorithm.geometry import Affine, Grid, displacement_at, jacobian_determinant, resample, resample_image
-from algorithm.images import canonical, read_image
 from algorithm.lungs import crop_grid, lung_mask
-from algorithm.network import WINDOW_HU, Cascade, CascadeSettings
-from algorithm.prepare import PrepareSettings
-from algorithm.weights import load_cascade, save_cascade
+from algorithm.preparation import prepare
+from algorithm.preparation.prepare import PrepareSettings
 from phantom import PhantomPair
 from training import data, train
 from training.bank import write_bank

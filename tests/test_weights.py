@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from algorithm import weights
+from algorithm.cascade import weights
+from algorithm.cascade.network import Cascade, CascadeSettings
+from algorithm.cascade.weights import FILE, MANIFEST, find_weights, load_cascade, save_cascade
 from algorithm.errors import InputError
 from algorithm.geometry import Grid
-from algorithm.network import Cascade, CascadeSettings
-from algorithm.weights import FILE, MANIFEST, find_weights, load_cascade, save_cascade
 
 TINY = CascadeSettings(features=(2, 4), factors=(2, 1), network_size=(8, 8, 12))
 

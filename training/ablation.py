@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithm.cascade.network import Cascade
+from algorithm.cascade.weights import MANIFEST, load_cascade
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Grid, jacobian_determinant, resample, warp
 from algorithm.lungs import LungMask, lung_mask
-from algorithm.network import Cascade
-from algorithm.weights import MANIFEST, load_cascade
 from training.data import ValidationPair, load_validation_pair
 from training.settings import CONFIG, TrainSettings, read_settings
 from training.train import Run, train

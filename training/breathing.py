@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, jacobian_determinant, resample, warp, with_affine
-from algorithm.network import AIR_HU, downsample
+from algorithm.geometry import Grid, downsample, jacobian_determinant, resample, warp, with_affine
+from algorithm.hounsfield import AIR_HU
 from training.pairs import TrainingPair
 from training.random_motion import MotionSettings, RealMotions, draw_motion, random_affine, random_splines, uniform
 

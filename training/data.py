@@ -21,9 +21,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithm.cascade.network import WINDOW_HU, CascadeSettings
 from algorithm.errors import InputError, exit_code
-from algorithm.geometry import Affine, Grid, displacement_at
-from algorithm.network import WINDOW_HU, CascadeSettings, downsample_by
+from algorithm.geometry import Affine, Grid, displacement_at, downsample_by
 
 log = logging.getLogger(__name__)
 
@@ -133,10 +133,10 @@ def packed_grid(data: Mapping[str, np.ndarray], prefix: str = "") -> Grid:
 
 def pack_scan(source: Path, target: Path) -> None:
     """One scan → one .npz."""
+    from algorithm.files.images import canonical, read_image
     from algorithm.geometry import resample_image
-    from algorithm.images import canonical, read_image
     from algorithm.lungs import crop_grid, lung_mask
-    from algorithm.prepare import PrepareSettings
+    from algorithm.preparation.prepare import PrepareSettings
 
     image = canonical(read_image(source))
     lungs = lung_mask(image.voxels, image.grid, str(source))
@@ -149,11 +149,12 @@ def pack_scan(source: Path, target: Path) -> None:
 
 def pack_pair(source: Path, target: Path) -> None:
     """One folder with a pair and its landmarks → one .npz."""
-    from algorithm.images import read_image
-    from algorithm.prepare import prepare, subject
+    from algorithm.files.images import read_image
+    from algorithm.preparation.prepare import prepare
+    from algorithm.preparation.subject import find_lungs
     from evaluation.landmarks import find_landmarks, read_landmarks
 
-    fixed, moving = (subject(read_image(source / f"{name}.mha"), None) for name in ("fixed", "moving"))
+    fixed, moving = (find_lungs(read_image(source / f"{name}.mha"), None) for name in ("fixed", "moving"))
     pair = prepare(fixed, moving, CascadeSettings().network_size)
     landmarks = {f"{name}_landmarks": read_landmarks(find_landmarks(source, name)) for name in ("fixed", "moving")}
     arrays = {

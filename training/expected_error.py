@@ -1,4 +1,4 @@
-"""Fits what the expected error is estimated with (`algorithm.expected_error`), on simulated pairs.
+"""Fits what the expected error is estimated with (`algorithm.fields.expected_error`), on simulated pairs.
 
     python -m training.expected_error --bank runs/bank/1 --pairs 40
 
@@ -21,17 +21,18 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
+from algorithm.cascade.weights import LoadedCascade, find_weights, load_cascade, save_errors
 from algorithm.errors import InputError, exit_code
-from algorithm.expected_error import MOST_MM, OFFSET_MM, ErrorModel, ErrorModels, features
-from algorithm.geometry import Affine, Grid, resample, resample_image, validity, with_affine
-from algorithm.images import Image
+from algorithm.fields.expected_error import MOST_MM, OFFSET_MM, ErrorModel, ErrorModels, features
+from algorithm.files.images import Image
+from algorithm.geometry import Affine, Grid, downsample, resample, resample_image, validity, with_affine
+from algorithm.hounsfield import AIR_HU
 from algorithm.lungs import LungMask
-from algorithm.network import AIR_HU, downsample
-from algorithm.prepare import Prepared, PrepareSettings, Subject
-from algorithm.refine import Refined, refine
+from algorithm.preparation.prepare import Prepared, PrepareSettings
+from algorithm.preparation.subject import Subject
+from algorithm.refinement.refine import Refined, refine
 from algorithm.registration import REFINE, predict
 from algorithm.report import Report
-from algorithm.weights import LoadedCascade, find_weights, load_cascade, save_errors
 from benchmarks.invariance import moved
 from training.breathing import AT_REST, BREATH_HOLD, scanned
 from training.pairs import TrainingPair, load_pair
@@ -55,7 +56,7 @@ def drawn(path: Path, number: int) -> tuple[Prepared, Subject, Subject, Float[Te
     rigid = misplaced(pair.grid, chance) if chance.random() < 0.5 else Affine()
     moving_grid = moved(pair.moving_grid, rigid)
     truth = with_affine(resample(pair.displacement, pair.displacement_grid, pair.grid), pair.grid, rigid)
-    fixed, moving = subjects(pair, moving_grid)
+    fixed, moving = find_both_lungs(pair, moving_grid)
     around = pair.grid.padded(PrepareSettings().moving_margin_vox)
     hu = resample_image(pair.moving, moving_grid, around, least=AIR_HU, fill=AIR_HU)
     lungs = resample_image(pair.moving_lungs, moving_grid, around, least=0.0, fill=0.0)
@@ -72,7 +73,7 @@ def misplaced(grid: Grid, chance: np.random.Generator) -> Affine:
     return Affine.from_arrays(rotation, middle - rotation @ middle + shift)
 
 
-def subjects(pair: TrainingPair, moving_grid: Grid) -> tuple[Subject, Subject]:
+def find_both_lungs(pair: TrainingPair, moving_grid: Grid) -> tuple[Subject, Subject]:
     """The scans with their lungs, as the refinement takes them."""
     fixed = Subject(Image(pair.fixed, pair.grid, Path("fixed")), LungMask(pair.fixed_lungs > 0.5, pair.grid))
     moving = Image(pair.moving, moving_grid, Path("moving"))

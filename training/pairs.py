@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithm.geometry import Grid, Size
-from algorithm.network import downsample_by
+from algorithm.geometry import Grid, Size, downsample_by
 from training.data import codes, grid_arrays, hu, packed_grid, save_arrays
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from algorithm.cascade.network import CascadeSettings
 from algorithm.errors import InputError
-from algorithm.network import CascadeSettings
 from algorithm.objective import Weights
 
 CONFIG = Path(__file__).parent / "config"

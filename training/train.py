@@ -26,12 +26,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithm.cascade.network import Cascade, CascadeSettings, fastest_precision
+from algorithm.cascade.weights import load_cascade, save_cascade
 from algorithm.errors import InputError, exit_code
-from algorithm.geometry import Grid, displacement_at, jacobian_determinant, resample, warp
-from algorithm.network import Cascade, CascadeSettings, downsample_by, fastest_precision
+from algorithm.geometry import Grid, displacement_at, downsample_by, jacobian_determinant, resample, warp
 from algorithm.objective import Keypoints, ngf_distance, objective
 from algorithm.objective.local_correlation import local_correlation_distance
-from algorithm.weights import load_cascade, save_cascade
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned
 from training.data import TrainingScan, ValidationPair, load_scan, load_validation_pair
 from training.optimiser import Optimiser

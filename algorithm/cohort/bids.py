@@ -10,7 +10,7 @@ from pathlib import Path
 from imagefiles import ENDINGS
 
 from ..errors import InputError
-from ..pointfiles import ENDINGS as POINTS
+from ..files.pointfiles import ENDINGS as POINTS
 
 SUFFIXES = {"ct": "", "mask": "_mask", "dseg": "_labels", "landmarks": "_landmarks"}
 """The last part of a name, and the end of the column that such a file goes into."""

@@ -99,7 +99,7 @@ def read_outcome(out: Path, step: str, subject: str) -> Outcome | None:
 
 def write_outcome(out: Path, step: str, subject: str, outcome: Outcome) -> None:
     """All or nothing, in place of an earlier one."""
-    from ..interface import write_results  # here: it brings torch, and who only reads can do without
+    from ..results.texts import write_results  # here: it brings torch, and who only reads can do without
 
     write_results(outcome_file(out, step, outcome.state, subject), asdict(outcome))
     withdraw_outcome(out, step, subject, but=outcome.state)

@@ -73,7 +73,7 @@ def write_tables(figures: Sequence[Figures], out: Path) -> None:
     """cohort.csv and cohort.parquet, each all or nothing."""
     import pandas as pd
 
-    from ..images import atomically
+    from ..files.writing import atomically
 
     table = pd.DataFrame(list(figures)).convert_dtypes()  # numbers of things stay whole where some are missing
     with atomically(out / "cohort.csv") as file:

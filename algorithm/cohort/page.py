@@ -63,7 +63,7 @@ CARDS = ("expected_error.mean_mm", "motion_mm.mean", "volume_ratio", "tre_mm.mea
 
 def write_report(figures: Sequence[Figures], out: Path) -> None:
     """cohort.html, cohort.csv and cohort.parquet."""
-    from ..interface import write_text
+    from ..results.texts import write_text
 
     for entry in figures:
         litres = entry.get("lungs_litres.fixed"), entry.get("lungs_litres.moving")

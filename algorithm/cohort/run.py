@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError, Stopped, stopped_by_signals
+from ..evaluating import evaluation_module
 from ..options import Device, FieldGrid, Options, Page, Refine, Switch
 from .done import settled
 from .figures import figures_of
@@ -132,7 +133,7 @@ def _sole_run(out: Path) -> Iterator[int]:
 
 def planned(table: Path, rows: Sequence[Row], wishes: Wishes) -> Settings:
     """The configuration that the wishes and the machine make."""
-    from ..weights import find_weights, manifest_of
+    from ..cascade.weights import find_weights, manifest_of
 
     weights = None if wishes.weights is None else str(wishes.weights.absolute())
     threads = wishes.threads or 1
@@ -170,8 +171,6 @@ def _cores() -> int:
 
 def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
     """The command; without a profile for this machine, as many workers as its cores and memory allow."""
-    from ..command import evaluation
-
     command = [sys.executable, "-m", "snakemake", "pairs", "--snakefile", str(WORKFLOW / "Snakefile")]
     command += ["--directory", str(out), *(["--software-deployment-method", "apptainer"] if wishes.container else [])]
     command += ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--nocolor"]
@@ -181,7 +180,7 @@ def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
     else:
         threads = wishes.threads or 1
         cores = _cores() if wishes.workers is None else wishes.workers * threads
-        memory = int(evaluation("workers").memory_bytes()) // 2**20
+        memory = int(evaluation_module("workers").memory_bytes()) // 2**20
         limits = [f"mem_mb={max(memory, wishes.mem_mb)}", *([f"gpu={gpus}"] if (gpus := _gpus(wishes)) else [])]
         command += ["--cores", str(cores), "--resources", *limits]
     return [*command, *more, *wishes.more]

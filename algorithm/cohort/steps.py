@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..evaluating import evaluation_module
 from ..options import Options
 from .done import APPLIED, Outcome, pair_folder, read_outcome
 from .gpu import take_gpu
@@ -42,7 +43,7 @@ def failed_before(out: Path, step: str, row: Row) -> Outcome | None:
 
 def check(row: Row) -> None:
     """InputError where a scan or mask is missing, or its header tells that it cannot be registered."""
-    from ..images import scan_grid
+    from ..files.images import scan_grid
 
     for column in (*SCANS, *row.columns("mask", "lobes")):
         path = row.folder / row.cells[column]
@@ -77,11 +78,11 @@ def registered(
     """
     if settings.device != "cpu":
         take_gpu()
+    from ..cascade.weights import find_weights, load_cascade
     from ..case import Case, compute, read, write
-    from ..interface import withdraw
-    from ..registration import choose_device
+    from ..devices import choose_device
     from ..report import Report
-    from ..weights import find_weights, load_cascade
+    from ..results.outputs import withdraw
 
     weights = load_cascade(find_weights(None if settings.weights is None else Path(settings.weights)))
     if weights.sha256 != settings.weights_sha256:
@@ -99,9 +100,9 @@ def registered(
 
 def apply(row: Row, out: Path) -> None:
     """Carries the pair's landmarks and labels to the other scan, into the folder ``applied`` of its results."""
-    from ..apply import Applied
-    from ..apply import apply as apply_to
-    from ..points import map_points
+    from ..results.apply import Applied
+    from ..results.apply import apply as apply_to
+    from ..results.points import map_points
 
     result = pair_folder(out, row.subject)
     target = result / APPLIED
@@ -118,7 +119,7 @@ def apply(row: Row, out: Path) -> None:
 
 
 def _points_ending(path: Path) -> str:
-    from ..pointfiles import point_ending
+    from ..files.pointfiles import point_ending
 
     return point_ending(path) or path.suffix
 
@@ -134,11 +135,10 @@ def function(row: Row, out: Path) -> None:
 
 def evaluate(row: Row, out: Path) -> Figures:
     """The errors of the pair's field where there is truth: what the evaluation says of a case."""
-    from ..command import evaluation
-    from ..interface import KINDS
-    from ..resultimages import find_image
+    from ..results.ownership import KINDS
+    from ..results.resultimages import find_image
 
-    cases, evaluating = evaluation("cases"), evaluation("evaluate")
+    cases, evaluating = evaluation_module("cases"), evaluation_module("evaluate")
     field = find_image(pair_folder(out, row.subject), KINDS[0])
     if field is None:
         raise InputError(

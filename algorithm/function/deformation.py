@@ -11,10 +11,10 @@ import torch.nn.functional as nn
 from jaxtyping import Float
 from torch import Tensor
 
+from ..fields.inverse import coarse, derivative
+from ..fields.transform import Transform
 from ..geometry import Grid, resample, resample_image
-from ..inverse import coarse, derivative
 from ..lungs import LungMask
-from ..transform import Transform
 
 MOST_VOXELS = 2**24
 """Of the grid on which the derivatives are taken."""

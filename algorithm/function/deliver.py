@@ -16,10 +16,15 @@ from resultpages.page import with_section
 
 from .. import __version__
 from ..errors import InputError
+from ..files.images import canonical, read_image
+from ..files.writing import write_image_slabs
 from ..geometry import Grid, slabs
-from ..images import canonical, read_image, write_image_slabs
-from ..intensities import in_hounsfield_units
-from ..interface import (
+from ..pages.view import Pair
+from ..preparation.intensities import in_hounsfield_units
+from ..preparation.subject import Subject, find_lungs, given_lungs
+from ..report import Report
+from ..results.outputs import sole_writer
+from ..results.ownership import (
     FUNCTION,
     FUNCTION_COLOURS,
     FUNCTION_IMAGES,
@@ -28,15 +33,10 @@ from ..interface import (
     check_function,
     is_own_page,
     result_mark,
-    sole_writer,
-    write_results,
-    write_text,
 )
-from ..prepare import Subject, given_lungs, subject
-from ..report import Report
-from ..result import Result, Scan, read_result, scan_path
-from ..resultimages import expected_error_of
-from ..view import Pair
+from ..results.result import Result, Scan, read_result, scan_path
+from ..results.resultimages import expected_error_of
+from ..results.texts import write_results, write_text
 from .deformation import anisotropic_deformation_index, slab_rod_index
 from .prm import LEFT_OUT, UNCERTAIN, colour_table
 from .quantities import QUANTITIES
@@ -116,7 +116,7 @@ def _subject(folder: Path, result: Result, scan: Scan, given: Path | None, mask:
     lungs = result.fixed_lungs if scan == "fixed" else result.moving_lungs
     if mask is None and lungs is not None:
         return Subject(in_hounsfield_units(canonical(image)), lungs)
-    found = subject(image, mask)
+    found = find_lungs(image, mask)
     return found._replace(lungs=given_lungs(mask, found.image) or found.lungs)
 
 

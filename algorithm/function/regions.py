@@ -12,11 +12,11 @@ from torch import Tensor
 from imagefiles import ENDINGS
 
 from ..errors import InputError
+from ..files.images import read_volume
 from ..geometry import Grid, warp
-from ..images import read_volume
 from ..lungs import LungMask
-from ..segmentations import lobes_of_totalsegmentator
-from ..sides import LEFT, RIGHT, left_and_right
+from ..lungs.segmentations import lobes_of_totalsegmentator
+from ..lungs.sides import LEFT, RIGHT, left_and_right
 
 LUNGS = "both lungs"
 SIDES = {"right lung": RIGHT, "left lung": LEFT}

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from ..prepare import Subject
-from ..result import Scan
+from ..preparation.subject import Subject
+from ..results.result import Scan
 from .deformation import anisotropic_deformation_index, principal_strains, slab_rod_index
 from .density import low_attenuation_percent, mass_g, mean_lung_density_hu, percentile_hu
 from .prm import EMPHYSEMA, EMPTYING, FSAD, LEFT_OUT, NAMES, NORMAL, UNCERTAIN, classes

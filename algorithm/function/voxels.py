@@ -14,14 +14,14 @@ from jaxtyping import Bool, Float, Float32, Int16
 from torch import Tensor
 
 from ..errors import InputError
-from ..expected_error import NOT_KNOWN_MM
+from ..fields.expected_error import NOT_KNOWN_MM
+from ..fields.transform import Transform
+from ..files.images import Image
 from ..geometry import Grid, Size, resample, slabs, validity, warp
-from ..images import Image
+from ..hounsfield import AIR_HU
 from ..lungs import LungMask
-from ..network import AIR_HU
-from ..prepare import Subject
-from ..result import Scan
-from ..transform import Transform
+from ..preparation.subject import Subject
+from ..results.result import Scan
 from .deformation import deformation
 from .median import median
 from .regions import Labels, Regions

@@ -62,7 +62,7 @@ class SampledCorrelation:
 
     def value_and_gradient(self, control: Float[np.ndarray, "3 zc yc xc"]) -> tuple[float, np.ndarray]:
         """D and its gradient in the control points."""
-        from . import correlation_kernels as kernels
+        from ..objective import correlation_kernels as kernels
 
         fixed, warped, seen, slope, terms = self.fixed, self.warped, self.seen, self.slope, self.terms
         mean, variance = self.statistics

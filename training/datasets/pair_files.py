@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 
 from algorithm.errors import InputError
+from algorithm.files.images import Image, read_image
+from algorithm.files.writing import write_image
 from algorithm.geometry import Grid
-from algorithm.images import Image, read_image, write_image
-from algorithm.prepare import given_lungs
+from algorithm.preparation.subject import given_lungs
 
 log = logging.getLogger("training.datasets")
 

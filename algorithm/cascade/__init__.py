@@ -1,0 +1,1 @@
+"""The cascade of U-Nets, its weights, and the field around the lungs."""

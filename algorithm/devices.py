@@ -1,0 +1,66 @@
+"""GPU or CPU, and what happens when the GPU fails."""
+
+import warnings as python_warnings
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar
+
+import torch
+
+from .errors import InputError, first_line, gpu_unusable, out_of_memory
+from .report import Report
+
+T = TypeVar("T")
+
+
+def choose_device(option: str, report: Report) -> torch.device:
+    """The device for ``--device``; auto without a GPU that works is the CPU, with a warning.
+
+    Single precision on the GPU is single precision: TF32, which PyTorch otherwise takes for convolutions, would round
+    their factors to 10 bits. The U-Nets run in half precision, and the refinement wants exact sums.
+    """
+    if option == "cpu":
+        return torch.device("cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    trouble = gpu_trouble()
+    if trouble is None:
+        return torch.device("cuda")
+    if option == "cuda":
+        raise InputError(f"--device cuda: {trouble}, expected a GPU that this PyTorch can use (or --device cpu)")
+    report.warn(f"No GPU: running on the CPU ({trouble}).")
+    return torch.device("cpu")
+
+
+def gpu_trouble() -> str | None:
+    """Why there is no GPU that computes, tried by a convolution; None where there is one."""
+    with python_warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned of
+        python_warnings.simplefilter("always")
+        try:
+            if torch.cuda.is_available():
+                ones = torch.ones(1, 1, 3, 3, 3, device="cuda")
+                total = float(torch.nn.functional.conv3d(ones, ones).cpu())
+                return None if total == ones.numel() else f"it sums {ones.numel()} ones to {total}"
+        except (RuntimeError, AssertionError, OSError) as error:  # AssertionError: PyTorch was built without CUDA
+            return first_line(error)
+    return first_line(said[0].message) if said else "there is none"
+
+
+def on_device(
+    stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report, insist: bool = False
+) -> T:
+    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice.
+
+    Likewise where driver or libraries cannot use the GPU, unless the user ``insist``s on it.
+    """
+    try:
+        return function(device)
+    except RuntimeError as error:
+        if device.type == "cpu" or not (out_of_memory(error) or (gpu_unusable(error) and not insist)):
+            raise
+        why = "for lack of memory on the GPU" if out_of_memory(error) else "since the GPU cannot be used"
+        reason = first_line(error)
+    # only here is nothing left of what the first attempt held: its traceback did
+    with suppress(RuntimeError):  # of a GPU that failed
+        torch.cuda.empty_cache()
+    report.warn(f"{stage} was repeated on the CPU, {why} ({reason}).")
+    return function(torch.device("cpu"))

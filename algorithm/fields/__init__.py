@@ -1,0 +1,1 @@
+"""The resulting map: transform, inverse, folding and its repair, quality, expected error."""

@@ -1,0 +1,85 @@
+"""Can the result be trusted? Figures for results.json, and the warnings that follow from them.
+
+Measured on the network grid at half its resolution, before (u = 0: pre-aligned) and after:
+
+ngf_distance                 D of the paper, in the fixed lungs                                        0 to 1
+local_correlation_distance   1 - squared correlation over 3³ voxels, in the fixed lungs                0 to 1
+curvature, volume_change     R (1/mm²) and V of the field, in the fixed lungs
+mask_distance                B of the lung masks, over the grid                                        0 to 0.5
+lung_dice                    overlap of the lung masks                                                 0 to 1
+outside_field_of_view        share of the fixed lungs that the transform puts outside the moving image
+inconsistency_mm             only after: distance between the fields of both directions, mean over the fixed lungs
+inconsistency_p95_mm         and its 95th percentile
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..geometry import Grid, resample, validity, warp
+from ..objective import curvature, mask_distance, ngf_distance, volume_change
+from ..objective.local_correlation import local_correlation_distance
+from ..preparation.prepare import Prepared
+
+NGF_EDGE_HU_PER_MM = 10.0
+"""ε of the reported NGF distance, above the noise of most scans at this resolution."""
+LEAST_DETERMINANT = 0.05
+"""t of the reported volume change."""
+
+LEAST_DICE = 0.9
+MOST_OUTSIDE = 0.05
+MOST_UNLIKE = 0.3
+"""Beyond these a result is warned of. Measured: docs/trust.md."""
+
+
+def quality(
+    pair: Prepared, displacement: Float[Tensor, "1 3 z y x"], grid: Grid, field_of_view: Grid
+) -> dict[str, dict[str, float]]:
+    """The figures of the module, "before" and "after", for u (mm) on ``grid``.
+
+    ``field_of_view`` is the grid of the moving image as it was read.
+    """
+    half = pair.halved()
+    after = resample(displacement, grid, half.grid)
+    return {
+        "before": _figures(half, torch.zeros_like(after), field_of_view),
+        "after": _figures(half, after, field_of_view),
+    }
+
+
+def _figures(pair: Prepared, displacement: Tensor, field_of_view: Grid) -> dict[str, float]:
+    lungs = pair.fixed_lungs > 0.5
+    warped = warp(torch.cat([pair.moving, pair.moving_lungs], dim=1), pair.moving_grid, displacement, pair.grid)
+    image, warped_lungs = warped.split(1, dim=1)
+    both = (lungs & (warped_lungs > 0.5)).sum()
+    seen = validity(displacement, pair.grid, field_of_view, affine=pair.affine)
+    values = {
+        "ngf_distance": ngf_distance(pair.fixed, image, pair.grid, lungs, NGF_EDGE_HU_PER_MM),
+        "local_correlation_distance": local_correlation_distance(pair.fixed, image, lungs),
+        "curvature": curvature(displacement, pair.grid, lungs),
+        "volume_change": volume_change(displacement, pair.grid, LEAST_DETERMINANT, lungs),
+        "mask_distance": mask_distance(pair.fixed_lungs, warped_lungs),
+        "lung_dice": 2 * both / (lungs.sum() + (warped_lungs > 0.5).sum()),
+        "outside_field_of_view": (lungs & ~seen).sum() / lungs.sum(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def warnings(figures: dict[str, dict[str, float]]) -> list[str]:
+    """Sentences for the user where the figures say that the result should not be trusted."""
+    after, sentences = figures["after"], []
+    if not after["lung_dice"] >= LEAST_DICE:  # so that NaN, of lungs too thin to measure, is no silent pass
+        sentences.append(
+            f"After the registration the lungs overlap by {after['lung_dice']:.2f} only (Dice; {LEAST_DICE} expected)."
+        )
+    if not after["outside_field_of_view"] <= MOST_OUTSIDE:
+        sentences.append(
+            f"{after['outside_field_of_view']:.0%} of the fixed lungs lie outside the moving field of view; there the "
+            "displacement field is only a continuation."
+        )
+    if not after["ngf_distance"] <= MOST_UNLIKE:
+        sentences.append(
+            f"The registered lungs are hardly alike (NGF distance {after['ngf_distance']:.2f}, {MOST_UNLIKE} at most "
+            "expected): are they of one patient?"
+        )
+    return sentences

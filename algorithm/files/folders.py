@@ -1,0 +1,157 @@
+"""Which files are the input: grand-challenge.org's folders, and plain ones for everyone else."""
+
+import json
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+
+from imagefiles import ENDINGS, ending
+
+from ..errors import InputError
+from .dicom import holds_dicom
+from .inputs import PLATFORM_FILE, Inputs
+
+SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
+"""The platform's name for each role; images are required, masks are not."""
+
+REQUIRED = ("fixed", "moving")
+
+
+def find_inputs(root: Path) -> Inputs:
+    """The files under ``root``, by the first of these that is there.
+
+    ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, or
+    with the files of one DICOM series, and likewise for moving; ``fixed.*`` and ``moving.*``, or such folders of DICOM
+    files. Masks: ``fixed-mask``, ``moving-mask`` in the same way, but always as one image. InputError when there is
+    none, or more than one image for a role, and when a folder cannot be searched. ``root`` may be a symbolic link.
+    """
+    try:
+        return _find_inputs(root)
+    except OSError as error:
+        raise _closed(Path(error.filename or root), error) from error
+
+
+def _closed(path: Path, error: OSError) -> InputError:
+    """Names the folder on the way to ``path`` that does not let through, not what may not even be there."""
+    folder = next((p for p in (path, *path.absolute().parents) if _seen(p)), path)
+    return InputError(f"{folder}: cannot be searched ({error.strerror}), expected a folder whose files can be read")
+
+
+def _seen(path: Path) -> bool:
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def _find_inputs(root: Path) -> Inputs:
+    if not root.is_dir():
+        raise InputError(f"{root}: there is no such folder, expected one with a fixed and a moving image")
+    if (root / PLATFORM_FILE).exists():
+        found = _from_platform(root)
+        return Inputs(found["fixed"], found["moving"], found.get("fixed-mask"), found.get("moving-mask"), True)
+    in_folders = {role: _candidates(root / "images" / role, role) for role in SLUGS}
+    for role in REQUIRED:
+        in_folders[role] += _candidates(root / "images" / SLUGS[role], role)
+    by_name = {
+        role: [p for p in images_in(root, links=True) if image_name(p).replace("_", "-") == role] for role in SLUGS
+    }
+    for role in REQUIRED:
+        by_name[role] += _dicom(root / role)
+    candidates = in_folders if any(in_folders[role] for role in REQUIRED) else by_name
+    fixed, moving = (_single(root, role, candidates[role]) for role in REQUIRED)
+    fixed_mask, moving_mask = (
+        _single(root, role, candidates[role]) if candidates[role] else None for role in ("fixed-mask", "moving-mask")
+    )
+    return Inputs(fixed, moving, fixed_mask, moving_mask)
+
+
+def image_name(path: Path) -> str:
+    """The file name without its ending: ``case.nii.gz`` gives ``case``; the name of a folder (DICOM)."""
+    name = path.name if path.name not in ("", "..") else path.resolve().name
+    return name[: len(name) - len(ending(path) or "")]
+
+
+def _from_platform(root: Path) -> dict[str, Path]:
+    """The file for each role that inputs.json has."""
+    sockets = _sockets(root / PLATFORM_FILE)
+    missing = [SLUGS[role] for role in REQUIRED if SLUGS[role] not in sockets]
+    if missing:
+        raise InputError(
+            f"{root / PLATFORM_FILE}: has the sockets {', '.join(sorted(sockets)) or 'none'}, "
+            f"expected also {' and '.join(missing)}"
+        )
+    found = {}
+    for role, slug in SLUGS.items():
+        if slug in sockets:
+            found[role] = _single(root, role, _candidates(root / sockets[slug], role), sockets[slug])
+    return found
+
+
+def _sockets(file: Path) -> dict[str, str]:
+    """relative_path by slug. Entries carry it as `socket`; before December 2025 only as `interface`."""
+    try:
+        entries = json.loads(file.read_bytes())
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}), expected a list of inputs") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file}: is not valid JSON, expected a list of inputs") from error
+    if not isinstance(entries, list):
+        raise InputError(f"{file}: holds a JSON {type(entries).__name__}, expected a list of inputs")
+    sockets: dict[str, str] = {}
+    for number, entry in enumerate(entries, start=1):
+        socket = (entry.get("socket") or entry.get("interface")) if isinstance(entry, dict) else None
+        slug, relative = (socket.get("slug"), socket.get("relative_path")) if isinstance(socket, dict) else (None, None)
+        if not isinstance(slug, str) or not isinstance(relative, str):
+            raise InputError(f"{file}: entry {number} has no socket with slug and relative_path, expected both as text")
+        if PurePosixPath(relative).is_absolute() or ".." in PurePosixPath(relative).parts or "\0" in relative:
+            raise InputError(f"{file}: {slug} is at {relative!a}, expected a path inside {file.parent}")
+        if slug in sockets:
+            raise InputError(f"{file}: has several entries for {slug}, expected one")
+        sockets[slug] = relative
+    return sockets
+
+
+def _candidates(folder: Path, role: str) -> list[Path]:
+    """The images in the folder, and the folder itself when a DICOM series may lie in it and the role is a scan's."""
+    return images_in(folder, links=True) + (_dicom(folder) if role in REQUIRED else [])
+
+
+def _dicom(folder: Path) -> list[Path]:
+    return [folder] if folder.is_dir() and holds_dicom(folder) else []
+
+
+def images_in(folder: Path, links: bool = False) -> list[Path]:
+    """Files in the folder with a supported ending, hidden ones left out; none when there is no folder.
+
+    With ``links`` also those to nothing, so that reading them tells of it.
+    """
+    try:
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [p for p in files if ending(p) and not p.name.startswith(".")]
+        return [p for p in images if p.is_file() or (links and _to_nothing(p))]
+    except OSError as error:
+        raise _closed(folder, error) from error
+
+
+def _to_nothing(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _single(root: Path, role: str, candidates: list[Path], relative: str | None = None) -> Path:
+    """The only candidate, links to nothing only without others; InputError that says what was expected and there."""
+    candidates = [p for p in candidates if not _to_nothing(p)] or candidates
+    if len(candidates) == 1:
+        return candidates[0]
+    places = f"images/{role}/, images/{SLUGS[role]}/ or {role}.*" if role in REQUIRED else f"images/{role}/ or {role}.*"
+    found = ", ".join(str(p.relative_to(root)) for p in candidates) if candidates else "no image"
+    raise InputError(
+        f"{root}: found {found} for {role}, expected exactly one ({', '.join(ENDINGS)}) in {relative or places}; "
+        f"the folder has {_listing(root)}"
+    )
+
+
+def _listing(root: Path, limit: int = 8) -> str:
+    """The first files under ``root``, not deeper than ``images/<slug>/``."""
+    patterns = ("*", "images/*", "images/*/*")
+    files = sorted(str(p.relative_to(root)) for pattern in patterns for p in root.glob(pattern) if not p.is_dir())
+    more = f" and {len(files) - limit} more" if len(files) > limit else ""
+    return ", ".join(files[:limit]) + more if files else "no files"

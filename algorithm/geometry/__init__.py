@@ -1,0 +1,60 @@
+"""The conventions, and every operation that depends on them.
+
+Volumes are tensors ``(n, c, z, y, x)``. Vectors have components ``(x, y, z)`` in world axes (LPS, mm), as in ITK.
+A displacement field ``u`` lives on the grid of the *fixed* image and pulls: ``warped(x) = moving(x + u(x))``, the
+way ``sitk.DisplacementFieldTransform`` applies it. Fields are always mm on a `Grid`: a change of resolution
+resamples a field, it never rescales it.
+
+Voxels are points: index ``i`` stands for the voxel centre ``origin + direction · diag(spacing) · i``. Between the
+centres values are trilinear; outside, up to half a voxel beyond the outermost centres, the border value holds (as in
+ITK), and farther out either the border value (fields) or a fill value (images).
+"""
+
+from .displacement import (
+    compose,
+    displacement_at,
+    index_displacement,
+    invert,
+    jacobian_determinant,
+    lengths,
+    with_affine,
+    world_displacement,
+)
+from .grids import IDENTITY, Affine, Grid, Matrix, Size, Vector, canonical_axes, restored, slabs
+from .resampling import doubled, downsample, downsample_by, needed_part, resample, resample_image, warp_image
+from .sampling import IndexMap, index_map, inside, linear_index_map, moving_index, sample, validity, warp
+
+__all__ = [
+    "IDENTITY",
+    "Affine",
+    "Grid",
+    "IndexMap",
+    "Matrix",
+    "Size",
+    "Vector",
+    "canonical_axes",
+    "compose",
+    "displacement_at",
+    "doubled",
+    "downsample",
+    "downsample_by",
+    "index_displacement",
+    "index_map",
+    "inside",
+    "invert",
+    "jacobian_determinant",
+    "lengths",
+    "linear_index_map",
+    "moving_index",
+    "needed_part",
+    "resample",
+    "resample_image",
+    "restored",
+    "sample",
+    "slabs",
+    "validity",
+    "warp",
+    "warp_image",
+    "with_affine",
+    "world_displacement",
+]

@@ -1,0 +1,193 @@
+"""Grids of voxel centres in the world, affine maps between worlds."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+Vector = tuple[float, float, float]
+
+Matrix = tuple[Vector, Vector, Vector]
+
+Size = tuple[int, int, int]
+
+IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Voxel centres in the world, as an ITK image header gives them; every triple is in the order (x, y, z)."""
+
+    size: Size
+    spacing: Vector = (1.0, 1.0, 1.0)
+    """mm between neighbouring voxel centres."""
+    origin: Vector = (0.0, 0.0, 0.0)
+    """World position (mm) of the centre of voxel (0, 0, 0)."""
+    direction: Matrix = field(default=IDENTITY)
+    """Columns are the world directions of the index axes."""
+
+    @property
+    def shape(self) -> Size:
+        """Tensor shape (z, y, x)."""
+        return self.size[2], self.size[1], self.size[0]
+
+    @property
+    def extent_mm(self) -> Vector:
+        """Edge lengths of the box that the voxels fill."""
+        x, y, z = (n * s for n, s in zip(self.size, self.spacing, strict=True))
+        return x, y, z
+
+    @property
+    def axes(self) -> np.ndarray:
+        """(3, 3), world mm per index step: direction · diag(spacing)."""
+        return np.array(self.direction) @ np.diag(self.spacing)
+
+    def to_world(self, index: np.ndarray) -> np.ndarray:
+        """World positions (..., 3) in mm of continuous indices (..., 3)."""
+        world: np.ndarray = np.asarray(index, dtype=np.float64) @ self.axes.T + np.array(self.origin)
+        return world
+
+    def to_index(self, world: np.ndarray) -> np.ndarray:
+        """Continuous indices (..., 3) of world positions (..., 3) in mm."""
+        offset: np.ndarray = np.asarray(world, dtype=np.float64) - np.array(self.origin)
+        return offset @ np.linalg.inv(self.axes).T
+
+    def cropped(self, start: Size, size: Size) -> "Grid":
+        """The voxels ``start ... start + size - 1``; a negative start or a larger size pads."""
+        x, y, z = self.to_world(np.array(start))
+        return replace(self, size=size, origin=(float(x), float(y), float(z)))
+
+    def padded(self, margin: int) -> "Grid":
+        """``margin`` more voxels on every side."""
+        x, y, z = (n + 2 * margin for n in self.size)
+        return self.cropped((-margin, -margin, -margin), (x, y, z))
+
+    def resized(self, size: Size) -> "Grid":
+        """Another number of voxels in the same box: outer voxel *edges* stay, so the origin moves by half voxels."""
+        return self.between(np.full(3, -0.5), np.array(self.size) - 0.5, size)
+
+    def between(self, low: np.ndarray, high: np.ndarray, size: Size) -> "Grid":
+        """``size`` voxels whose outer edges are at the continuous indices ``low`` and ``high``, (3,)."""
+        ratio = (high - low) / np.array(size)
+        x, y, z = self.to_world(low + ratio / 2)
+        sx, sy, sz = ratio * np.array(self.spacing)
+        origin, spacing = (float(x), float(y), float(z)), (float(sx), float(sy), float(sz))
+        return replace(self, size=size, spacing=spacing, origin=origin)
+
+    def within(self, other: "Grid", size: Size) -> "Grid":
+        """``size`` voxels in the part of the box that lies in that of ``other``; in all of it where the axes of the two
+        are not parallel, or they lie apart."""
+        low, high = np.full(3, -0.5), np.array(self.size) - 0.5
+        if are_parallel(other, self, Affine()):
+            ends = self.to_index(other.to_world(np.array([np.full(3, -0.5), np.array(other.size) - 0.5])))
+            start, end = np.maximum(low, ends.min(axis=0)), np.minimum(high, ends.max(axis=0))
+            if (start < end).all():
+                low, high = start, end
+        return self.between(low, high, size)
+
+    def coarsened(self, factor: int = 2) -> "Grid":
+        """The grid of averages over ``factor``³ voxels: its origin lies (factor - 1) / 2 voxels farther in."""
+        if any(n % factor for n in self.size):
+            raise ValueError(f"a grid of {self.size} voxels cannot be coarsened by {factor}")
+        x, y, z = (n // factor for n in self.size)
+        return self.resized((x, y, z))
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The world map x ↦ matrix · x + offset (mm)."""
+
+    matrix: Matrix = IDENTITY
+    offset: Vector = (0.0, 0.0, 0.0)
+
+    @classmethod
+    def from_arrays(cls, matrix: np.ndarray, offset: np.ndarray) -> "Affine":
+        """From a (3, 3) matrix and an offset (3,) in mm."""
+        a, b, c = ((float(r[0]), float(r[1]), float(r[2])) for r in matrix)
+        return cls((a, b, c), (float(offset[0]), float(offset[1]), float(offset[2])))
+
+    @classmethod
+    def least_squares(cls, points: np.ndarray, targets: np.ndarray) -> "Affine":
+        """The map that brings ``points`` (p, 3) closest to ``targets`` (mm), in the least-squares sense."""
+        centre = points.mean(axis=0)
+        basis = np.column_stack([np.ones(len(points)), points - centre])
+        shift, *columns = np.linalg.lstsq(basis, targets)[0]
+        matrix = np.column_stack(columns)
+        return cls.from_arrays(matrix, shift - matrix @ centre)
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Maps world points (..., 3) in mm."""
+        mapped: np.ndarray = np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
+        return mapped
+
+    def inverse(self) -> "Affine":
+        """The inverse map; ValueError when there is none."""
+        if abs(np.linalg.det(np.array(self.matrix))) < 1e-9:
+            raise ValueError(f"affine matrix {self.matrix} is singular")
+        inverse = np.linalg.inv(np.array(self.matrix))
+        return type(self).from_arrays(inverse, -inverse @ np.array(self.offset))
+
+
+def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
+    """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
+
+    Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
+    Frobenius norm. Ties (axes at 45°) go by the direction itself, so they too end in the same order from any other.
+    """
+    direction = np.array(grid.direction)
+
+    def closeness(axes: tuple[int, ...]) -> tuple[float, ...]:
+        columns = direction[:, list(axes)]
+        diagonal = np.diag(columns)
+        stored = columns * np.where(diagonal < 0, -1.0, 1.0)
+        return round(float(np.abs(diagonal).sum()), 6), *(np.round(stored, 6) + 0.0).ravel().tolist()
+
+    x, y, z = max(itertools.permutations(range(3)), key=closeness)
+    flip_x, flip_y, flip_z = (bool(direction[a, axis] < 0) for a, axis in enumerate((x, y, z)))
+    return (x, y, z), (flip_x, flip_y, flip_z)
+
+
+def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
+    """The same voxel centres, new axis a being old axis ``axes[a]``, backwards where ``flips[a]``."""
+    signs = np.where(flips, -1.0, 1.0)
+    direction = np.array(grid.direction)[:, list(axes)] * signs + 0.0
+    corner = np.zeros(3)
+    for a in range(3):
+        corner[axes[a]] = grid.size[axes[a]] - 1 if flips[a] else 0
+    ox, oy, oz = grid.to_world(corner)
+    x, y, z = (grid.size[a] for a in axes)
+    sx, sy, sz = (grid.spacing[a] for a in axes)
+    rows = ((float(r[0]), float(r[1]), float(r[2])) for r in direction)
+    return Grid((x, y, z), (sx, sy, sz), (float(ox), float(oy), float(oz)), (next(rows), next(rows), next(rows)))
+
+
+def index_steps(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
+    """(3, 3): source index per index step of ``target``."""
+    steps: np.ndarray = np.linalg.inv(source.axes) @ np.array(affine.matrix) @ target.axes
+    return steps
+
+
+def steps_between(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
+    """Source voxels per step of ``target``, along each source axis."""
+    steps: np.ndarray = np.abs(index_steps(source, target, affine)).max(axis=1)
+    return steps
+
+
+def are_parallel(source: Grid, target: Grid, affine: Affine) -> bool:
+    """Whether every axis of ``target``, mapped, runs along the axis of the same name of ``source``, or against it."""
+    aside = index_steps(source, target, affine) * np.array(target.size)
+    np.fill_diagonal(aside, 0)
+    return bool(np.abs(aside).max() < 1e-6)
+
+
+def slabs(grid: Grid, most_voxels: int = 2**21) -> Iterator[Grid]:
+    """The grid in slabs along z of at most so many voxels (or one slice).
+
+    The default keeps the three components of a slab below the 32 MiB from which glibc maps new pages each time.
+    """
+    nx, ny, nz = grid.size
+    depth = max(1, most_voxels // (nx * ny))
+    depth = 1 << (depth.bit_length() - 1)  # a power of two, which `_grid_sample` can share among threads
+    for z in range(0, nz, depth):
+        yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))

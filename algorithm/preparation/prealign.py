@@ -1,0 +1,246 @@
+"""Linear pre-alignment: an affine world map from the fixed to the moving lungs, found without any training.
+
+Several cheap starts, since no single one survives everything: the boxes around the lungs (scale and shift per axis;
+wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (a truncated base leaves
+the apex right) and, when the two worlds overlap, the identity. Where one of many rotations and shifts fits better than
+all of these, the best few of them are starts, too: a patient turned on the side, a lung that is cut off elsewhere. Each
+is improved on a very coarse grid by minimising
+
+    1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
+    + ρ · squared distance of the linear part from the start's
+
+over the 12 parameters of the affine map; the best one by the image terms goes on from where it came to until that helps
+no more.
+
+The affine map that matches the images best is not the one closest to the motion: where that is large, the map fits the
+part that it can fit and gives up the rest, the bases of the lungs. So the last step is a rough deformable registration
+from there, by the same image terms and a diffusion term; the result is the least-squares affine map of its field over
+the lungs. Samples outside the moving field of view carry no weight.
+"""
+
+import itertools
+import logging
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import minimize
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from ..errors import InputError
+from ..geometry import Affine, linear_index_map, moving_index, resample
+from .deformed import closest_affine, deformed_field
+from .scan import PrealignSettings, Scan, image_terms
+
+log = logging.getLogger(__name__)
+
+LEAST_AFFINE_DETERMINANT = 0.1
+"""No breath shrinks a lung to a tenth."""
+
+
+def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSettings()) -> Affine:
+    """The affine map (mm, LPS) from fixed to moving world positions; InputError when the images share too little."""
+    coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
+    candidates = []
+    found = starts(fixed, moving)
+    found |= searched_starts(coarse_fixed, coarse_moving, list(found.values()), settings)
+    for name, start in found.items():
+        affine, value = _minimise(coarse_fixed, coarse_moving, start, settings.iterations, settings)
+        log.debug("pre-alignment from %s: %.4f", name, value)
+        candidates.append((value, name, affine))
+    value, name, best = min(candidates, key=lambda candidate: candidate[0])
+    if not np.isfinite(value):
+        raise InputError(
+            f"the moving image shows less than {settings.least_overlap:.0%} of the fixed lungs wherever it is placed, "
+            "expected two scans of the same lungs"
+        )
+    best = _settled(coarse_fixed, coarse_moving, best, value, settings)
+    log.debug("pre-alignment: from %s, objective %.4f", name, value)
+    affine = _improved(fixed, moving, best, settings)
+    if np.linalg.det(np.array(affine.matrix)) < LEAST_AFFINE_DETERMINANT:
+        raise InputError("the pre-alignment collapsed the lungs, expected two scans of the same lungs")
+    return affine
+
+
+def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
+    """The starting points by name."""
+    points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
+    low, high = np.percentile(points, [1, 99], axis=0)
+    low_moving, high_moving = np.percentile(targets, [1, 99], axis=0)
+    scale = np.clip((high_moving - low_moving) / (high - low), 0.6, 1.6)
+    boxes = Affine.from_arrays(np.diag(scale), (low_moving + high_moving) / 2 - scale * (low + high) / 2)
+    centres = Affine.from_arrays(np.eye(3), targets.mean(axis=0) - points.mean(axis=0))
+    shift = (low_moving + high_moving) / 2 - (low + high) / 2
+    shift[2] = high_moving[2] - high[2]  # world z points to the head
+    result = {"boxes": boxes, "centres": centres, "apices": Affine.from_arrays(np.eye(3), shift)}
+    return result | {"identity": Affine()} if _overlap(points, targets) > 0.5 else result
+
+
+def searched_starts(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
+    """The best of many rough placements, where one fits better than every one of the ``others`` as they are.
+
+    Lungs that are turned, or that the field of view cuts off on any side. The placements are only looked at, not
+    improved, so this takes little time; the best are turned once more, by less.
+    """
+    points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
+
+    def value(start: Affine) -> float:
+        return _value(fixed, moving, start, settings)
+
+    centre = points.mean(axis=0)
+    placements = _turned(_shift(targets.mean(axis=0) - centre), centre, _all_rotations())
+    ranked = sorted([*others, *_shifts(points, targets), *placements], key=value)
+    if ranked[0] in others:
+        return {}
+    nearby = _small_rotations()
+    return {
+        f"searched {n}": min([start, *_turned(start, centre, nearby)], key=value)
+        for n, start in enumerate(ranked[: settings.searched])
+    }
+
+
+def _shifts(points: np.ndarray, targets: np.ndarray) -> list[Affine]:
+    """None, and those that put either end or the middle of both lungs (n, 3) and (m, 3) together along each axis."""
+    ends, target_ends = (np.percentile(p, [1, 99], axis=0) for p in (points, targets))
+    shifts = np.array([*(target_ends - ends), (target_ends - ends).mean(axis=0)])
+    return [Affine(), *(_shift(np.array(mixed)) for mixed in itertools.product(*shifts.T))]
+
+
+def _shift(shift: np.ndarray) -> Affine:
+    return Affine.from_arrays(np.eye(3), shift)
+
+
+def _turned(start: Affine, centre: np.ndarray, rotations: Rotation) -> list[Affine]:
+    """The start after each of the rotations about ``centre``."""
+    return [
+        Affine.from_arrays(np.array(start.matrix) @ rotation, start(centre - rotation @ centre))
+        for rotation in rotations.as_matrix()
+    ]
+
+
+def _all_rotations() -> Rotation:
+    """120 rotations, no other farther than 40° from one of them: those of the icosahedron, and a quarter turn more.
+
+    No rotation and those of a cube, as headers may be wrong by, are among them.
+    """
+    icosahedron = Rotation.create_group("I")
+    return Rotation.concatenate([icosahedron, Rotation.from_euler("z", 90, degrees=True) * icosahedron])
+
+
+def _small_rotations() -> Rotation:
+    """Up to 40° about each axis."""
+    steps = np.deg2rad([-40, -20, 20, 40])
+    return Rotation.from_rotvec([angle * axis for axis in np.eye(3) for angle in steps])
+
+
+@torch.no_grad()
+def _value(
+    fixed: Scan,
+    moving: Scan,
+    start: Affine,
+    settings: PrealignSettings,
+    displacement: Float[Tensor, "1 3 z y x"] | None = None,
+) -> float:
+    """The image terms of a map, or of it after a field; inf when the moving image hardly covers the fixed lungs."""
+    index = moving_index(fixed.grid, moving.grid, displacement, start, fixed.voxels)
+    value, covered = image_terms(fixed, moving, index, settings, settings.window)
+    return float(value) if covered >= settings.least_overlap else float("inf")
+
+
+def _overlap(points: np.ndarray, targets: np.ndarray) -> float:
+    """Share of the points within the box of the targets."""
+    return float(((points >= targets.min(axis=0)) & (points <= targets.max(axis=0))).all(axis=1).mean())
+
+
+def _minimise(
+    fixed: Scan, moving: Scan, start: Affine, iterations: int, settings: PrealignSettings
+) -> tuple[Affine, float]:
+    """BFGS over the 12 parameters; returns the best map met and its image terms (inf when hardly any overlap).
+
+    Its steps shrink with the gradient, so a little change of the images is a little change of the map. Those of Adam do
+    not: of a parameter that matters little, rounding decides.
+    """
+    centre = fixed.lung_points_mm().mean(axis=0)
+    radius = float(max(fixed.grid.extent_mm)) / 2
+    best, best_value = start, float("inf")
+
+    def objective(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        nonlocal best, best_value
+        unknown = torch.tensor(parameters, dtype=torch.float32, requires_grad=True)
+        linear, shift = unknown[:9].reshape(3, 3) / radius, unknown[9:]
+        index = _index_map(fixed, moving, start, linear, shift, centre)
+        value, covered = image_terms(fixed, moving, index, settings, settings.window)
+        if float(value.detach()) < best_value and covered >= settings.least_overlap:
+            best_value = float(value.detach())
+            best = _moved(start, parameters[:9].reshape(3, 3) / radius, parameters[9:], centre)
+        total = value + settings.rigidity * linear.square().sum()
+        total.backward()
+        assert unknown.grad is not None
+        return settings.steepness * float(total.detach()), settings.steepness * unknown.grad.double().numpy()
+
+    options = {"maxiter": iterations, "maxcor": 12, "ftol": settings.converged, "gtol": 0.0}
+    minimize(objective, np.zeros(12), jac=True, method="L-BFGS-B", options=options)
+    return best, best_value
+
+
+def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: PrealignSettings) -> Affine:
+    """Minimised again and again, each time from where it came to, until that helps no more.
+
+    The change of the linear part counts from each new start: this is how a turned patient comes all the way.
+    """
+    for _ in range(settings.most_rounds):
+        before = value
+        start, value = _minimise(fixed, moving, start, settings.iterations, settings)
+        log.debug("pre-alignment again: %.4f", value)
+        if value >= (1 - settings.settled) * before:
+            break
+    return start
+
+
+def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> Affine:
+    """The best map improved at full resolution: the one closest to a deformable registration that begins with it.
+
+    The less deforming helps the images, the more there is nothing but noise to deform for, and the more counts the
+    affine map that fits them best. A mixture of both, so that a little change of the images is a little change of it.
+    """
+    displacement, grid = torch.zeros(1, 3, 4, 4, 4), fixed.grid.resized((4, 4, 4))
+    levels = (fixed.coarsened(), moving.coarsened()), (fixed, moving)
+    for (one, other), steps in zip(levels, settings.deformed, strict=True):
+        displacement, grid = deformed_field(one, other, start, displacement, grid, steps, settings)
+    displacement = resample(displacement, grid, fixed.grid)
+    before, after = (_value(fixed, moving, start, settings, u) for u in (None, displacement))
+    log.debug("pre-alignment: %.4f, deformed %.4f", before, after)
+    share = (max(0.0, before - after) / max(settings.whole_gain * before, 1e-9)) ** 2
+    if share >= 1:
+        return closest_affine(fixed, moving, start, displacement)
+    polished, _ = _minimise(fixed, moving, start, settings.polish, settings)
+    if share == 0:  # also where the field has left the lungs, and there is nothing to be closest to
+        return polished
+    closest = closest_affine(fixed, moving, start, displacement)
+    matrix, offset = (
+        (1 - share) * np.array(getattr(polished, name)) + share * np.array(getattr(closest, name))
+        for name in ("matrix", "offset")
+    )
+    return Affine.from_arrays(matrix, offset)
+
+
+def _moved(start: Affine, linear: np.ndarray, shift: np.ndarray, centre: np.ndarray) -> Affine:
+    """x ↦ (A + L)(x - centre) + A·centre + offset + shift."""
+    matrix = np.array(start.matrix) + linear
+    return Affine.from_arrays(matrix, np.array(start.offset) + shift - linear @ centre)
+
+
+def _index_map(
+    fixed: Scan, moving: Scan, start: Affine, linear: Tensor, shift: Tensor, centre: np.ndarray
+) -> Float[Tensor, "1 z y x 3"]:
+    """Moving indices of the fixed voxels under `_moved`, differentiable in ``linear`` and ``shift``."""
+    to_index = np.linalg.inv(moving.grid.axes)
+    origin = np.array(fixed.grid.origin)
+    base_matrix = torch.tensor(to_index @ np.array(start.matrix) @ fixed.grid.axes, dtype=torch.float32)
+    base_offset = torch.tensor(moving.grid.to_index(start(origin)), dtype=torch.float32)
+    inverse = torch.tensor(to_index, dtype=torch.float32)
+    axes = torch.tensor(fixed.grid.axes, dtype=torch.float32)
+    from_centre = torch.tensor(origin - centre, dtype=torch.float32)
+    matrix = base_matrix + inverse @ linear @ axes
+    return linear_index_map(matrix, base_offset + inverse @ (linear @ from_centre + shift), fixed.grid.shape)

@@ -1,0 +1,109 @@
+"""A scan and its lungs, from a mask file or from the HU."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..files.images import Image, canonical, read_mask
+from ..geometry import validity
+from ..lungs import LungMask, crop_grid, lung_mask
+from .intensities import in_hounsfield_units
+
+MASK_LITRES = (0.02, 12.0)
+"""A mask's volume: from less than a newborn's lungs to more than those of the largest, most inflated adult."""
+
+MOST_BORDER = 0.5
+"""Of the mask's outermost voxels. Lungs reach the border here and there, a mask of everything is all over it."""
+
+MASK_MEDIAN_HU = (-985.0, -300.0)
+"""The median under a mask lies below outside air only by mistake, above where more than half of it holds no air."""
+
+MASK_SAMPLE = 1_000_000
+"""About so many voxels of a mask are looked up in its scan, at most."""
+
+
+class Subject(NamedTuple):
+    """One scan of the pair, in canonical storage order, and its lungs on a grid of their own."""
+
+    image: Image
+    lungs: LungMask
+
+
+def given_lungs(path: Path | None, image: Image) -> LungMask | None:
+    """A lung mask from a file, in canonical storage order; None without one. InputError when it cannot be ``image``'s.
+
+    Voxels above 0.5 count: shares from one half, and all labels, which must be those of lungs only. It is the image's
+    when it has the volume of lungs, an infant's or an adult's, does not cover its own border, as a mask of everything
+    or an inverted one does, and at least half of the box around it lies in the image.
+    """
+    if path is None:
+        return None
+    mask, grid = read_mask(path)
+    stored = canonical(Image(mask.short(), grid, path))
+    lungs = LungMask(stored.voxels > 0, stored.grid)
+    if (share := _border_share(lungs)) > MOST_BORDER:
+        raise InputError(
+            f"{path}: the mask covers {share:.0%} of its own border, as if it were inverted or of everything, expected "
+            "0 outside the lungs"
+        )
+    low, high = MASK_LITRES
+    if not low <= lungs.litres <= high:
+        raise InputError(f"{path}: the mask has {lungs.litres:.2g} l, expected lungs of {low} to {high:g} l")
+    box = crop_grid(lungs, 0.0, (8, 8, 8))
+    if validity(torch.zeros(1, 3, *box.shape), box, image.grid).float().mean() < 0.5:
+        raise InputError(f"{path}: the mask lies outside {image.path}, expected the lungs in that image")
+    return lungs
+
+
+def _border_share(lungs: LungMask) -> float:
+    """Of the outermost voxels of a mask, the share that belongs to it."""
+    mask, (nz, ny, nx) = lungs.mask[0, 0], lungs.grid.shape
+    inner = mask[1:-1, 1:-1, 1:-1]
+    return float(mask.sum() - inner.sum()) / (nz * ny * nx - inner.numel())
+
+
+def _doubt(mask: Path, lungs: LungMask, image: Image) -> str | None:
+    """A sentence where what lies under a mask is hardly lung by its HU."""
+    step = int(np.ceil((lungs.mask.numel() / MASK_SAMPLE) ** (1 / 3)))
+    index = lungs.mask[0, 0, ::step, ::step, ::step].nonzero().numpy()[:, ::-1] * step
+    there = np.rint(image.grid.to_index(lungs.grid.to_world(index))).astype(int)
+    x, y, z = there[((there >= 0) & (there < image.grid.size)).all(axis=1)].T
+    if not len(x):
+        return None
+    median, (low, high) = float(image.voxels[0, 0, z, y, x].float().median()), MASK_MEDIAN_HU
+    if low <= median <= high:
+        return None
+    return (
+        f"{mask.name}: the median under the mask is {median:.0f} HU, {low:.0f} to {high:.0f} HU expected where lungs "
+        f"hold air: is it a mask of the lungs, of {image.path.name}, and of nothing else?"
+    )
+
+
+def find_lungs(image: Image, mask: Path | None) -> Subject:
+    """An image in HU and canonical storage order with its lungs, from the file ``mask`` or else from the HU.
+
+    InputError where the values cannot be HU, where there is no lung, or the mask is not that image's. A mask under
+    which hardly any lung can be, by the HU, is taken all the same, with a sentence in `Image.remarks`: a lung may be
+    consolidated as a whole.
+    """
+    image = in_hounsfield_units(canonical(image))
+    lungs = given_lungs(mask, image)
+    if mask is None or lungs is None:
+        return Subject(image, lung_mask(image.voxels, image.grid, str(image.path)))
+    doubt = _doubt(mask, lungs, image)
+    return Subject(replace(image, remarks=(*image.remarks, doubt)) if doubt else image, lungs)
+
+
+def find_both_lungs(
+    fixed: Image, fixed_mask: Path | None, moving: Image, moving_mask: Path | None
+) -> tuple[Subject, Subject]:
+    """`subject` of both scans, at once: most of it lets other threads run. What is wrong with the fixed one is told
+    first."""
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(find_lungs, moving, moving_mask)
+        return find_lungs(fixed, fixed_mask), other.result()

@@ -1,0 +1,1 @@
+"""DICOM registration objects, structure sets and dose, carried to the other scan."""

@@ -1,0 +1,93 @@
+"""``lungreg dicom``: the registration as an object; RT structures and dose, carried to the other scan."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..files.dicom import Series, find_series
+from ..files.images import read_grid
+from ..geometry import Grid
+from ..results.apply import Resampling, transform_onto
+from ..results.result import Result, Scan, read_result
+from .dicomobjects import belongs_to, carried_dose, read_dose, read_reference, registration_object, write_object
+from .structuresets import Structure, outlines, read_structures, shares, structure_set
+
+
+def write_dicom(
+    folder: Path, out: Path, fixed: Path, moving: Path, rtstruct: Path | None, rtdose: Path | None, of: Scan | None
+) -> str:
+    """Writes registration.dcm, and structures.dcm and dose.dcm where they are asked for, into a new folder; in words.
+
+    InputError for what the user can put right, before anything is written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: is there already, expected a new folder, or an empty one")
+    result = read_result(folder)
+    series = {"fixed": fixed, "moving": moving}
+    _check_grids(result, series)
+    ends = read_reference(fixed), read_reference(moving)
+    objects = {"registration.dcm": registration_object(result, *ends)}
+    said = ["registration.dcm: from the fixed scan's frame of reference to the moving one's"]
+    if rtstruct is not None:
+        structures = read_structures(rtstruct)
+        scan = belongs_to(structures.frame, *ends, of, rtstruct)
+        carried, words = _carried(folder, result, structures.structures, scan, series)
+        onto: Scan = "fixed" if scan == "moving" else "moving"
+        there = find_series(series[onto])
+        objects["structures.dcm"] = structure_set(
+            carried, _grid(series[onto]), _instances(there), ends[onto == "moving"]
+        )
+        said.append(f"structures.dcm: of the {scan} scan, on the {onto} one: {words}")
+    if rtdose is not None:
+        dose = read_dose(rtdose)
+        scan = belongs_to(str(dose.data.FrameOfReferenceUID), *ends, of, rtdose)
+        onto = "fixed" if scan == "moving" else "moving"
+        target = _with_voxels(_grid(series[onto]), dose.grid)
+        resampling = Resampling(transform_onto(folder, result, onto), target, "linear", 0.0)
+        objects["dose.dcm"] = carried_dose(dose, resampling(dose.values, dose.grid), target, ends[onto == "moving"])
+        said.append(f"dose.dcm: of the {scan} scan, on the {onto} one, at most {float(dose.values.max()):.2f} before")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, data in objects.items():
+        write_object(out / name, data)
+    return "\n".join(said)
+
+
+def _check_grids(result: Result, series: dict[str, Path]) -> None:
+    for scan, folder in series.items():
+        kept, there = result.grid(scan), _grid(folder)  # type: ignore[arg-type]
+        corners = np.array([np.zeros(3), np.array(kept.size) - 1])
+        if kept.size != there.size or np.abs(kept.to_world(corners) - there.to_world(corners)).max() > 0.01:
+            raise InputError(f"{folder}: lies on another grid than the {scan} scan that was registered, expected that")
+
+
+def _grid(folder: Path) -> Grid:
+    return read_grid(folder)
+
+
+def _instances(series: Series) -> list[str]:
+    return [header.tags["0008|0018"] for header in series.slices]
+
+
+def _carried(
+    folder: Path, result: Result, structures: list[Structure], scan: Scan, series: dict[str, Path]
+) -> tuple[list[Structure], str]:
+    """The structures on the slices of the other scan, and their volumes before and after."""
+    onto: Scan = "fixed" if scan == "moving" else "moving"
+    source, target = _grid(series[scan]), _grid(series[onto])
+    resampling = Resampling(transform_onto(folder, result, onto), target, "linear", 0.0)
+    carried, words = [], []
+    for structure in structures:
+        before = shares(structure.contours, source)
+        after = resampling(before, source).astype(np.float32)
+        contours = [contour for _, contour in outlines(after, target)]
+        carried.append(Structure(structure.name, contours, structure.colour, structure.kind))
+        volumes = (float(of.sum() * np.prod(grid.spacing)) / 1000 for of, grid in ((before, source), (after, target)))
+        words.append("{} {:.2f} → {:.2f} ml".format(structure.name, *volumes))
+    return carried, "; ".join(words)
+
+
+def _with_voxels(box: Grid, of: Grid) -> Grid:
+    """The box of a scan in voxels as large as those of the dose."""
+    x, y, z = (max(2, round(extent / s)) for extent, s in zip(box.extent_mm, of.spacing, strict=True))
+    return box.resized((x, y, z))

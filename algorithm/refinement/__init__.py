@@ -1,0 +1,1 @@
+"""Minimisation of the objective for one pair, from the field of the cascade."""

@@ -1,0 +1,170 @@
+"""A finished registration, read from the folder that it was written into: the map between the two scans, both ways.
+
+u maps points of the fixed scan to the moving one. So images of the moving scan are pulled onto the fixed one by the
+forward map, while *points* of the moving scan go to the fixed one by the inverse.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..fields.expected_error import ExpectedError
+from ..fields.inverse import at_points, coarse, derivative, moved, undone
+from ..fields.transform import Transform
+from ..files.folders import images_in
+from ..files.images import read_field, read_volume
+from ..geometry import Grid, resample
+from ..lungs import LungMask
+from .ownership import KINDS, RESULTS, TRANSFORMS
+from .transformfiles import read_expected_error, read_lungs, read_transform
+
+Scan = Literal["fixed", "moving"]
+
+MOST_VOXELS = 2**24
+"""Of a field that is kept in double precision, with its derivatives."""
+STEPS = 10
+CLOSE_MM = 1e-4
+"""So exactly points go back."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """The map x ↦ affine(x + u(x)) from the fixed to the moving scan, and what is known of the two.
+
+    Points are arrays (n, 3) in mm along LPS axes, of any position; beyond the field the affine map is left.
+    """
+
+    transform: Transform
+    figures: dict[str, Any]
+    """results.json."""
+    fixed_lungs: LungMask | None = None
+    moving_lungs: LungMask | None = None
+    expected: ExpectedError | None = None
+
+    def to_moving(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
+        """Where points of the fixed scan lie in the moving one."""
+        transform = self.transform
+        return transform.affine(moved(points_mm, transform.displacement, transform.grid))
+
+    def to_fixed(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
+        """Where points of the moving scan lie in the fixed one: the map solved for each of them, to 0.0001 mm."""
+        targets = torch.from_numpy(self.transform.affine.inverse()(points_mm))
+        start = targets - at_points(targets, *self._displacement)
+        result: np.ndarray = undone(targets, self._displacement, self._slope, start, STEPS, CLOSE_MM).numpy()
+        return result
+
+    def mapped(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Float[np.ndarray, "p 3"]:
+        """Points of one scan in the other."""
+        return self.to_moving(points_mm) if of == "fixed" else self.to_fixed(points_mm)
+
+    def jacobian_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
+        """The volume in the moving scan over that in the fixed one, around points of the fixed scan."""
+        transform = self.transform
+        matrices = at_points(torch.from_numpy(np.asarray(fixed_mm)), *self._slope).double().reshape(-1, 3, 3)
+        linear = torch.tensor(transform.affine.matrix, dtype=torch.float64)
+        found: np.ndarray = (torch.linalg.det(matrices) * torch.linalg.det(linear)).numpy()
+        return found
+
+    def in_lungs(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Bool[np.ndarray, " p"] | None:
+        """Whether points lie in the lungs of their own scan; None where these were not kept."""
+        lungs = self.fixed_lungs if of == "fixed" else self.moving_lungs
+        return None if lungs is None else _inside(lungs, points_mm)
+
+    def expected_error_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"] | None:
+        """How far the map is probably from the truth (mm) at points of the fixed scan; -1 outside the lungs and where
+        the moving image does not show them. None where the result does not say."""
+        return None if self.expected is None else self.expected.at_points(np.asarray(fixed_mm, np.float64))
+
+    def grid(self, of: Scan) -> Grid:
+        """The grid of a scan as it was given; InputError where it was not kept."""
+        try:
+            found = self.figures["grids"][of]
+            rows = tuple(tuple(row) for row in found["direction"])
+            return Grid(tuple(found["size"]), tuple(found["spacing"]), tuple(found["origin"]), rows)  # type: ignore[arg-type]
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"results.json: does not say on which grid the {of} scan is, expected --reference with an image"
+            ) from error
+
+    @cached_property
+    def _displacement(self) -> tuple[Float[Tensor, "1 3 _ _ _"], Grid]:
+        """In double precision, where there is room."""
+        u = self.transform.displacement
+        return (u.double() if u.shape[2:].numel() <= MOST_VOXELS else u), self.transform.grid
+
+    @cached_property
+    def _slope(self) -> tuple[Float[Tensor, "1 9 _ _ _"], Grid]:
+        """I + ∇u, where there is room for its nine numbers; otherwise on a coarser grid, which serves as well."""
+        u, grid = self.transform.displacement, self.transform.grid
+        coarser = coarse(grid, MOST_VOXELS)
+        return derivative(resample(u, grid, coarser), coarser), coarser
+
+
+def _inside(lungs: LungMask, points_mm: Float[np.ndarray, "p 3"]) -> Bool[np.ndarray, " p"]:
+    index = np.rint(lungs.grid.to_index(points_mm)).astype(int)
+    within = ((index >= 0) & (index < lungs.grid.size)).all(axis=1)
+    x, y, z = np.where(within[:, None], index, 0).T
+    found: np.ndarray = lungs.mask[0, 0].numpy()[z, y, x] & within
+    return found
+
+
+def read_result(folder: Path) -> Result:
+    """What a run wrote into ``folder``: transform.h5, or else the field. InputError where there is neither."""
+    figures = read_figures(folder)
+    there, back = (folder / name for name in TRANSFORMS)
+    if "inverse_residual_mm" in figures:
+        expected = read_expected_error(there) or _expected_error(folder)
+        return Result(read_transform(there), figures, read_lungs(there), read_lungs(back), expected)
+    fields = images_in(folder / "images" / KINDS[0])
+    if len(fields) != 1:
+        raise InputError(f"{folder}: has no {there.name} and {len(fields)} displacement fields, expected one of a kind")
+    return Result(Transform(*read_field(fields[0])), figures, expected=_expected_error(folder))
+
+
+def _expected_error(folder: Path) -> ExpectedError | None:
+    """From its image; None without one."""
+    images = images_in(folder / "images" / KINDS[2])
+    if len(images) != 1:
+        return None
+    values, grid = read_volume(images[0])
+    return ExpectedError.from_image(torch.from_numpy(values.astype(np.float32))[None, None], grid)
+
+
+def scan_path(folder: Path, figures: dict[str, Any], of: Scan, given: Path | None = None) -> Path:
+    """The file or folder of a scan: the ``given`` one, or where results.json says that it lay. InputError where it is
+    not there."""
+    if given is None:
+        said = (figures.get("paths") or {}).get(of)
+        if said is None:
+            raise InputError(f"{folder}: results.json does not say where the {of} scan lies, expected --{of} with it")
+        given = Path(os.path.normpath(folder.resolve() / said))
+        if not given.exists():
+            raise InputError(f"{given}: the {of} scan is not there any more, expected --{of} with its new place")
+    elif not given.exists():
+        raise InputError(f"{given}: there is no such file or folder, expected the {of} scan")
+    return given
+
+
+def read_figures(folder: Path) -> dict[str, Any]:
+    """What results.json says; InputError where there is none."""
+    path = folder / RESULTS
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}), expected a folder that a registration wrote its results into"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON, expected that of a finished registration") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no JSON object, expected that of a finished registration")
+    return content
