@@ -16,11 +16,12 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from algorithm import geometry
+from algorithm.geometry import sampling
 from algorithm.geometry import (
     Affine,
     Grid,
     Vector,
+    canonical_axes,
     compose,
     displacement_at,
     doubled,
@@ -30,6 +31,7 @@ from algorithm.geometry import (
     jacobian_determinant,
     resample,
     resample_image,
+    restored,
     sample,
     validity,
     warp,
@@ -312,13 +314,13 @@ def test_the_number_of_threads_changes_nothing(threads: int, monkeypatch: pytest
     index = 10 * torch.rand(1, 12, 3, 5, 3, generator=generator) - 1
     one = sample(volume, index), sample(volume, index, nearest=True)
     parts: list[int] = []
-    grid_sample = geometry.F.grid_sample
+    grid_sample = sampling.F.grid_sample
 
     def counting(source: Tensor, position: Tensor, **options: object) -> Tensor:
         parts.append(len(position))
         return grid_sample(source, position, **options)
 
-    monkeypatch.setattr(geometry.F, "grid_sample", counting)
+    monkeypatch.setattr(sampling.F, "grid_sample", counting)
     torch.set_num_threads(threads)
     several = sample(volume, index), sample(volume, index, nearest=True)
     assert parts == [threads, threads]
@@ -721,7 +723,7 @@ def imported(path: Path) -> set[str]:
 
 def test_grids_are_normalised_in_one_file_only() -> None:
     for word in ("grid_sample", "align_corners"):
-        assert [path.name for path in sources(*FOLDERS) if word in path.read_text()] == ["geometry.py"], word
+        assert [path.name for path in sources(*FOLDERS) if word in path.read_text()] == ["sampling.py"], word
     assert [path.name for path in sources(*FOLDERS) if "affine_grid" in path.read_text()] == []
 
 
@@ -756,8 +758,8 @@ def test_canonical_axes_do_not_depend_on_the_storage_order_at_45_degrees() -> No
         found = set()
         for axes in itertools.permutations(range(3)):
             for flips in itertools.product((False, True), repeat=3):
-                other = geometry.restored(grid, axes, flips)
-                canonical = geometry.restored(other, *geometry.canonical_axes(other))
+                other = restored(grid, axes, flips)
+                canonical = restored(other, *canonical_axes(other))
                 found.add((canonical.size, *(round(v, 6) + 0.0 for row in canonical.direction for v in row)))
         assert len(found) == 1
 
@@ -768,7 +770,7 @@ def test_a_box_within_another() -> None:
     part = grid.within(other, (2, 2, 2))
     np.testing.assert_allclose(part.to_world(np.full(3, -0.5)), (0, 0, 10), atol=1e-12)
     np.testing.assert_allclose(part.to_world(np.full(3, 1.5)), (6, 20, 15), atol=1e-12)
-    backwards = geometry.restored(other, (0, 1, 2), (True, False, True))
+    backwards = restored(other, (0, 1, 2), (True, False, True))
     np.testing.assert_allclose(grid.within(backwards, (2, 2, 2)).to_world(np.full(3, 1.5)), (6, 20, 15), atol=1e-12)
 
 

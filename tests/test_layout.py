@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "algorithm"
 ORDER = (
-    ("__init__", "errors", "hounsfield", "cpus", "evaluating"),
+    ("__init__", "errors", "hounsfield", "cpus", "evaluating", "loops", "threads"),
     ("report",),
     ("geometry",),
     ("files",),

@@ -24,9 +24,9 @@ ERRORS = "expected_error"
 """The manifest's entry for `ErrorModels`."""
 PLATFORM = Path("/opt/ml/model")
 """Where grand-challenge.org unpacks an uploaded model."""
-BUNDLED = Path(__file__).parent.parent / "weights"
+BUNDLED = Path(__file__).parents[2] / "weights"
 """Beside the code, in the repository and in the container."""
-INSTALLED = Path(__file__).parent / "bundled_weights"
+INSTALLED = Path(__file__).parents[1] / "bundled_weights"
 """In the wheel, which knows no other folder but the package."""
 
 

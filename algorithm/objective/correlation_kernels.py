@@ -1,43 +1,20 @@
 """Loops of `algorithm.objective.sampled_correlation`, compiled for the processor at hand when this module is imported.
 
-Compiled code is kept beside this file, or in the user's cache, or where NUMBA_CACHE_DIR says, for the next import.
-Where none of these can be written, it is compiled each time, which takes some seconds.
-
 Every kernel takes a list of runs, rows (z, y, first x, end x) of voxels, and does those from ``first`` to ``end`` of
 the list; parts of a list can be done at once, by threads. Volumes are float32, (z, y, x), vectors (3, z, y, x) with
 components x, y, z. No run touches the border of its volume.
 """
 
-import inspect
-from collections.abc import Callable
-from typing import TypeVar, cast
-
-import numba
 import numpy as np
 
-Function = TypeVar("Function", bound=Callable[..., object])
-f4 = numba.float32
+from ..loops import cell, compiled_loop, f4
+
 VOLUME, VECTORS, RUNS = "f4[:,:,::1]", "f4[:,:,:,::1]", "i4[:,::1]"
 WINDOW = 27
 """Voxels in a window of 3³."""
 
 
-def kernel(signature: str | None = None) -> Callable[[Function], Function]:
-    """Compiles a function, at once where the signature is given; it runs without Python's lock."""
-
-    def compiled(function: Function) -> Function:
-        plain = inspect.unwrap(function)  # without the checks of types that tests put around
-        if signature is None:  # becomes part of those that call it
-            return cast(Function, numba.njit(nogil=True)(plain))
-        try:
-            return cast(Function, numba.njit(signature, nogil=True, cache=True)(plain))
-        except Exception:  # whatever is wrong with the files that keep compiled code, it can be compiled anew
-            return cast(Function, numba.njit(signature, nogil=True)(plain))
-
-    return compiled
-
-
-@kernel()
+@compiled_loop()
 def _between(volume, z, y, x, share_z, share_y, share_x):  # type: ignore[no-untyped-def]
     """Trilinear between the eight voxels from (z, y, x) on, and its derivatives along z, y and x."""
     v000, v001 = volume[z, y, x], volume[z, y, x + 1]
@@ -53,15 +30,7 @@ def _between(volume, z, y, x, share_z, share_y, share_x):  # type: ignore[no-unt
     return v0 + share_z * (v1 - v0), v1 - v0, along_y, near + share_z * (far - near)
 
 
-@kernel()
-def _cell(index, size):  # type: ignore[no-untyped-def]
-    """Of a continuous index: first voxel of its cell, share of the next one, whether it is beyond the voxel centres."""
-    clamped = min(max(index, 0.0), size - 1.0)
-    first = min(int(clamped), size - 2)
-    return first, f4(clamped - first), clamped != index
-
-
-@kernel(f"void({VOLUME},{VECTORS},{RUNS},f8[:,::1],f8[::1],f8[:,::1],{VOLUME},{VECTORS},{VOLUME},i8,i8)")
+@compiled_loop(f"void({VOLUME},{VECTORS},{RUNS},f8[:,::1],f8[::1],f8[:,::1],{VOLUME},{VECTORS},{VOLUME},i8,i8)")
 def sample(
     moving: np.ndarray,
     control: np.ndarray,
@@ -94,9 +63,9 @@ def sample(
             k += steps[2, 0] * ux + steps[2, 1] * uy + steps[2, 2] * uz
             in_x, in_y, in_z = -0.5 <= i < size_x - 0.5, -0.5 <= j < size_y - 0.5, -0.5 <= k < size_z - 0.5
             seen[z, y, x] = in_x and in_y and in_z
-            a, share_x, flat_x = _cell(i, size_x)
-            b, share_y, flat_y = _cell(j, size_y)
-            c, share_z, flat_z = _cell(k, size_z)
+            a, share_x, flat_x = cell(i, size_x)
+            b, share_y, flat_y = cell(j, size_y)
+            c, share_z, flat_z = cell(k, size_z)
             value, along_k, along_j, along_i = _between(moving, c, b, a, share_z, share_y, share_x)
             warped[z, y, x] = value
             gi, gj, gk = f4(0) if flat_x else along_i, f4(0) if flat_y else along_j, f4(0) if flat_z else along_k
@@ -104,7 +73,7 @@ def sample(
                 slope[axis, z, y, x] = gi * steps[0, axis] + gj * steps[1, axis] + gk * steps[2, axis]
 
 
-@kernel(f"void({VOLUME},{VOLUME},{VOLUME},{VOLUME},{VOLUME},{RUNS},f4,{VECTORS},f8[:,::1],i8,i8,i8)")
+@compiled_loop(f"void({VOLUME},{VOLUME},{VOLUME},{VOLUME},{VOLUME},{RUNS},f4,{VECTORS},f8[:,::1],i8,i8,i8)")
 def correlate(
     warped: np.ndarray,
     fixed: np.ndarray,
@@ -158,7 +127,7 @@ def correlate(
     sums[part, 0], sums[part, 1] = total, number
 
 
-@kernel(f"void({VECTORS},{VOLUME},{VOLUME},{VECTORS},{RUNS},f4,i8,i8)")
+@compiled_loop(f"void({VECTORS},{VOLUME},{VOLUME},{VECTORS},{RUNS},f4,i8,i8)")
 def differentiate(
     terms: np.ndarray,
     fixed: np.ndarray,
@@ -191,7 +160,7 @@ def differentiate(
                 slope[axis, z, y, x] *= scale * value
 
 
-@kernel()
+@compiled_loop()
 def _add_row(target, row, share, start, stop):  # type: ignore[no-untyped-def]
     """What one row of voxels gives to control points ``start`` to ``stop``; their outermost have one neighbour only."""
     last = len(target) - 1
@@ -204,7 +173,7 @@ def _add_row(target, row, share, start, stop):  # type: ignore[no-untyped-def]
         target[last] += share * (f4(0.25) * row[2 * last - 1] + f4(0.75) * row[2 * last])
 
 
-@kernel(f"void({VECTORS},{VECTORS},{RUNS},i8,i8)")
+@compiled_loop(f"void({VECTORS},{VECTORS},{RUNS},i8,i8)")
 def gather(fine: np.ndarray, control: np.ndarray, runs: np.ndarray, first: int, end: int) -> None:
     """The transpose of the doubling of the control points: ``control`` from ``fine``, which is 0 at its border. These
     runs, of control points, may touch the border."""

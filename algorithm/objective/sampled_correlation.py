@@ -6,7 +6,6 @@ faster; compiled when it is first used, which takes some seconds (`algorithm.obj
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from ..geometry import IndexMap
+from ..threads import in_parts
 from .local_correlation import dilated, local_statistics
 
 
@@ -62,7 +62,7 @@ class SampledCorrelation:
 
     def value_and_gradient(self, control: Float[np.ndarray, "3 zc yc xc"]) -> tuple[float, np.ndarray]:
         """D and its gradient in the control points."""
-        from ..objective import correlation_kernels as kernels
+        from . import correlation_kernels as kernels
 
         fixed, warped, seen, slope, terms = self.fixed, self.warped, self.seen, self.slope, self.terms
         mean, variance = self.statistics
@@ -120,12 +120,9 @@ def _in_parts(kernel: Callable[..., None], runs: Int32[np.ndarray, "n 4"]) -> No
     if not len(runs):
         return
     threads, voxels = torch.get_num_threads(), np.cumsum(runs[:, 3] - runs[:, 2])
-    wanted = voxels[-1] * np.arange(threads + 1) / threads
-    bounds = np.searchsorted(voxels, wanted)
+    bounds = np.searchsorted(voxels, voxels[-1] * np.arange(threads + 1) / threads)
     bounds[-1] = len(runs)
-    with ThreadPoolExecutor(threads) as pool:
-        for job in [pool.submit(kernel, part, *bounds[part : part + 2].tolist()) for part in range(threads)]:
-            job.result()
+    in_parts(kernel, bounds.tolist())
 
 
 def _array(tensor: Tensor) -> np.ndarray:
