@@ -9,6 +9,7 @@ quality    figures that say whether to trust it, and the expected error
 
 import copy
 import logging
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from .fields.expected_error import warnings as error_warnings
 from .fields.folding import unfold
 from .fields.quality import quality, warnings
 from .fields.transform import Transform
-from .geometry import downsample, invert, lengths, resample, validity
+from .geometry import downsample, has_loop, invert, lengths, resample, validity
 from .preparation.prepare import Prepared, prepare
 from .preparation.subject import Subject
 from .refinement.refine import FAST, FULL, Refined, RefineSettings, farther, refine
@@ -133,7 +134,7 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     images = there.fixed, there.grid, there.moving, there.moving_grid
     networks = fastest(cascade, device, fastest_precision(device))
     displacement, grid = networks(*images)
-    if not displacement.isfinite().all():
+    if not math.isfinite(displacement.sum(dtype=torch.float64)):
         report.warn("The cascade overflowed in half precision: repeated in single precision.")
         networks = fastest(cascade, device, torch.float32)
         displacement, grid = networks(*images)
@@ -188,6 +189,8 @@ def estimate(
 
 def get_ready(cascade: Cascade, device: torch.device) -> None:
     """Compiles what `predict` will ask for."""
+    if device.type == "cpu":
+        has_loop()
     if device.type == "cpu" and pays():
         compile_ahead(cascade, fastest_precision(device))
 

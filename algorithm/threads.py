@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -9,7 +10,7 @@ import torch
 def in_parts(loop: Callable[[int, int, int], None], bounds: list[int]) -> None:
     """``loop(part, first, end)`` for neighbours in ``bounds``, all at once."""
     with ThreadPoolExecutor(max(1, len(bounds) - 1)) as pool:
-        jobs = [pool.submit(loop, part, *pair) for part, pair in enumerate(zip(bounds, bounds[1:], strict=False))]
+        jobs = [pool.submit(loop, part, *pair) for part, pair in enumerate(pairwise(bounds))]
         for job in jobs:
             job.result()
 

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..geometry import Grid, compose, downsample_by, index_displacement, lengths, resample, warp, world_displacement
+from ..geometry import Grid, compose, downsample_by, index_displacement, lengths, warp, world_displacement
 from ..hounsfield import AIR_HU
 
 LEAST_STEP_VOX = 0.1
@@ -203,7 +203,8 @@ class Cascade(nn.Module):
         And the mean length of what was added, in voxels of the level; images as in `forward`.
         """
         factor = self.settings.factors[level] // reduction
-        warped = warp(moving, moving_grid, None if so_far is None else resample(*so_far, grid), grid)
+        u, u_grid = so_far or (None, None)
+        warped = warp(moving, moving_grid, u, grid, displacement_grid=u_grid)
         level_grid = grid.coarsened(factor)
         step = self.predict_level(level, downsample_by(fixed, factor), downsample_by(warped, factor), level_grid)
         step_vox = float(lengths(index_displacement(step.detach(), level_grid)).mean())

@@ -31,7 +31,6 @@ LISTED = 5
 """A sentence names so many kinds of objects or acquisitions,"""
 LISTED_SERIES = 4
 """and so many series."""
-
 SERIES, DESCRIPTION, MODALITY, IMAGE_TYPE = "0020|000e", "0008|103e", "0008|0060", "0008|0008"
 CLASS, ACQUISITION = "0008|0016", "0020|0012"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"

@@ -12,7 +12,6 @@ from .inputs import PLATFORM_FILE, Inputs
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
 """The platform's name for each role; images are required, masks are not."""
-
 REQUIRED = ("fixed", "moving")
 
 

@@ -28,7 +28,6 @@ ENDINGS = {".mha": ".mha", ".mhd": ".mha", ".nii.gz": ".nii.gz", ".nii": ".nii.g
 """What is written, always as one file, for somebody who has files with these endings."""
 RAS = (-1.0, -1.0, 1.0)
 """What takes components along LPS to those along RAS, and back."""
-
 _TYPES = {
     torch.float32: ("MET_FLOAT", "float", np.float32),
     torch.int16: ("MET_SHORT", "short", np.int16),

@@ -25,22 +25,15 @@ from .dicom import find_series
 from .formats import Layout as Layout
 
 SPACING_MM = (0.05, 20.0)
-
 MIN_VOXELS = 16
-
 MIN_EXTENT_MM = 30.0
-
 MAX_VOXELS = 2**31
-
 MAX_SKEW = 1e-3
 """Largest entry of DᵀD - I that passes for rounding; the direction is then made orthonormal."""
-
 EXACT_SKEW = 1e-6
 """Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
-
 MASK_ABOVE = 0.5
 """Voxels of a mask count above it: shares from one half, labels from 1."""
-
 MOST_MISSING = 0.5
 """A larger share of NaN and ±inf is no scan any more."""
 

@@ -31,7 +31,6 @@ _FCSV = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
 """The columns where a .fcsv file does not name them."""
 _VTK_TYPES = {"float": ">f4", "double": ">f8"}
 _FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
-
 Notes = Mapping[str, list[str]]
 """What is to be said of each point, under a name."""
 Points = Float[np.ndarray, "p 3"]

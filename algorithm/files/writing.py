@@ -24,7 +24,6 @@ from .formats import Layout as Layout
 
 PARTIAL = ".{}.partial"
 """Name of a file that is being written."""
-
 BLOCK_BYTES = 2**22
 """What is written is read again in blocks of that, where it has to be."""
 

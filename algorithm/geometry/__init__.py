@@ -21,8 +21,9 @@ from .displacement import (
     world_displacement,
 )
 from .grids import IDENTITY, Affine, Grid, Matrix, Size, Vector, canonical_axes, restored, slabs
-from .resampling import doubled, downsample, downsample_by, needed_part, resample, resample_image, warp_image
-from .sampling import IndexMap, index_map, inside, linear_index_map, moving_index, sample, validity, warp
+from .resampling import doubled, downsample, downsample_by, needed_part, resample, resample_image
+from .sampling import IndexMap, index_map, inside, linear_index_map, moving_index, sample, validity
+from .warping import has_loop, warp, warp_image
 
 __all__ = [
     "IDENTITY",
@@ -38,6 +39,7 @@ __all__ = [
     "doubled",
     "downsample",
     "downsample_by",
+    "has_loop",
     "index_displacement",
     "index_map",
     "inside",

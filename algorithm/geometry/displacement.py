@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .grids import Affine, Grid
-from .sampling import as_tensor, sample, warp
+from .sampling import as_tensor, sample
+from .warping import warp
 
 
 def compose(

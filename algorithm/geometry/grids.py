@@ -7,11 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 Vector = tuple[float, float, float]
-
 Matrix = tuple[Vector, Vector, Vector]
-
 Size = tuple[int, int, int]
-
 IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -188,6 +185,6 @@ def slabs(grid: Grid, most_voxels: int = 2**21) -> Iterator[Grid]:
     """
     nx, ny, nz = grid.size
     depth = max(1, most_voxels // (nx * ny))
-    depth = 1 << (depth.bit_length() - 1)  # a power of two, which `_grid_sample` can share among threads
+    depth = 1 << (depth.bit_length() - 1)  # a power of two, which threads can share
     for z in range(0, nz, depth):
         yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .grids import Affine, Grid, Size, are_parallel, index_steps, slabs, steps_between
-from .sampling import inside, moving_index, sample, warp
+from .sampling import inside, moving_index, sample
 
 _PART_VOXELS = 2**24
 """Of an image that is resampled, so many voxels are held as float at a time, or some more."""
@@ -23,7 +23,7 @@ def resample(
         return volume
     if fill is None and are_parallel(source, target, Affine()):
         return _interpolated(volume, source, target)
-    return warp(volume, source, None, target, fill=fill)
+    return sample(volume, moving_index(target, source, None, Affine(), volume), fill)
 
 
 def _interpolated(volume: Tensor, source: Grid, target: Grid) -> Tensor:
@@ -101,21 +101,8 @@ def _slab_by_slab(image: Tensor, source: Grid, target: Grid, affine: Affine, lea
         part = image[:, :, z : z + nz, y : y + ny, x : x + nx].float().clamp(min=least)
         for axis, ratio in zip((4, 3, 2), steps_between(source, target, affine), strict=True):
             part = _gaussian(part, _sigma(ratio), axis)
-        parts.append(warp(part, source.cropped(start, size), None, slab, affine=affine))
+        parts.append(sample(part, moving_index(slab, source.cropped(start, size), None, affine, part)))
     return torch.cat(parts, dim=2)
-
-
-def warp_image(
-    image: Tensor, source: Grid, displacement: Float[Tensor, "1 3 z y x"], grid: Grid, *, fill: float
-) -> Float[Tensor, "1 1 z y x"]:
-    """An image (1 1 z y x, any type) at x + u(x): `warp`, but only the part that is needed is converted to float."""
-    index = moving_index(grid, source, displacement, Affine(), displacement)
-    last = torch.tensor(source.size) - 1
-    ends = torch.tensor([torch.aminmax(along) for along in index.unbind(-1)]).T  # along each axis: fast
-    low, high = (torch.minimum(end.long().clamp(min=0), last) for end in (ends[0].floor(), ends[1].ceil()))
-    (x, y, z), (x1, y1, z1) = low.tolist(), (high + 1).tolist()
-    values = sample(image[:, :, z:z1, y:y1, x:x1].float(), index - low.float())
-    return torch.where(inside(index, source.shape)[:, None], values, fill)
 
 
 def needed_part(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size]:

@@ -107,27 +107,6 @@ def _grid_sample(volume: Tensor, position: Tensor, mode: str) -> Tensor:
     return values.transpose(0, 1).reshape(1, channels, depth, height, width)
 
 
-def warp(
-    moving: Float[Tensor, "n c zm ym xm"],
-    moving_grid: Grid,
-    displacement: Float[Tensor, "m 3 z y x"] | None,
-    grid: Grid,
-    *,
-    affine: Affine = Affine(),
-    fill: float | None = None,
-    nearest: bool = False,
-) -> Float[Tensor, "k c z y x"]:
-    """``moving(affine(x + u(x)))`` for x on ``grid``; ``displacement`` None means u = 0. Outside: see `sample`."""
-    check_shape(moving, moving_grid)
-    if displacement is not None:
-        check_shape(displacement, grid)
-    if fill is not None:
-        return sample(moving, moving_index(grid, moving_grid, displacement, affine, moving), fill, nearest)
-    scale, (matrix, offset, steps) = _to_position(moving_grid.shape), index_map(grid, moving_grid, affine)
-    positions = IndexMap(scale[:, None] * matrix, scale * offset - 1, scale[:, None] * steps)  # saves a pass
-    return _sampled(moving, _mapped(positions, displacement, grid, moving), nearest)
-
-
 def validity(
     displacement: Float[Tensor, "n 3 z y x"],
     grid: Grid,

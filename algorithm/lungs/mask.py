@@ -25,19 +25,14 @@ from .trachea import find_trachea
 from .working_copy import GAS_HU, Array, Mask, Spacing, voxel_litres, voxels_in, working_copy
 
 log = logging.getLogger(__name__)
-
 MOST_LUNG_HU = -350.0
 """Air against tissue: above the midpoint, so that expired lungs (-600) and ground glass count as air."""
-
 SMALLEST_LITRES = 0.3
 """Fewer litres of air are not taken for lungs: bowel gas and sinuses have as much. Infants' lungs need masks."""
-
 CORE_MM = 5.0
 """Half width of the passages (bronchi, thin walls) at which air regions are taken apart."""
-
 REGROW_MM = 30.0
 """How far thin parts (recesses, edges) reach from the cores."""
-
 CLOSING_MM = 8.0
 
 

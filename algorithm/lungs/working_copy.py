@@ -11,16 +11,11 @@ from torch import Tensor
 from ..geometry import Grid, canonical_axes, resample, restored
 
 WORKING_SPACING_MM = 2.5
-
 GAS_HU = -960.0
 """Upper quartile of pure gas (bowel, outside air). Emphysema with a median of -950 has its upper quartile above."""
-
 Array = NDArray[np.float32]
-
 Mask = NDArray[np.bool_]
-
 Spacing = tuple[float, float, float]
-
 Walls = NDArray[np.int8]
 
 

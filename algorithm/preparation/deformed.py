@@ -13,7 +13,6 @@ from .scan import PrealignSettings, Scan, image_terms
 
 SMOOTHING = 2
 """Means of the control points of the deformable registration."""
-
 FLAT = 3e-6
 """Adam's ε: a gradient below it, as less than half of them are, moves a control point by less than a full step. Where
 there is nothing to see, rounding would else move it by one."""

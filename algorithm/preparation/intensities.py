@@ -33,7 +33,6 @@ CEILING, LEAST_CEILING = 2500.0, 0.02
 OFFSETS = (1024, 1000)
 LEAST_HU = -1024
 """Scans in stored values are clipped here after the subtraction."""
-
 Values = NDArray[np.float32]
 
 

@@ -34,7 +34,6 @@ from .deformed import closest_affine, deformed_field
 from .scan import PrealignSettings, Scan, image_terms
 
 log = logging.getLogger(__name__)
-
 LEAST_AFFINE_DETERMINANT = 0.1
 """No breath shrinks a lung to a tenth."""
 

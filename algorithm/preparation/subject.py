@@ -16,13 +16,10 @@ from .intensities import in_hounsfield_units
 
 MASK_LITRES = (0.02, 12.0)
 """A mask's volume: from less than a newborn's lungs to more than those of the largest, most inflated adult."""
-
 MOST_BORDER = 0.5
 """Of the mask's outermost voxels. Lungs reach the border here and there, a mask of everything is all over it."""
-
 MASK_MEDIAN_HU = (-985.0, -300.0)
 """The median under a mask lies below outside air only by mistake, above where more than half of it holds no air."""
-
 MASK_SAMPLE = 1_000_000
 """About so many voxels of a mask are looked up in its scan, at most."""
 

@@ -30,7 +30,6 @@ from .points import check_new, map_points
 from .result import Result, Scan, read_result
 
 Interpolation = Literal["linear", "bspline", "nearest", "majority"]
-
 _INTERPOLATORS = {
     "linear": sitk.sitkLinear,
     "bspline": sitk.sitkBSpline,

@@ -19,40 +19,27 @@ from ..files.formats import beginning
 from ..files.writing import PARTIAL
 
 log = logging.getLogger(__name__)
-
 KINDS = ("displacement-field", "warped-moving", "expected-error")
 """The folders of the results in images/."""
-
 SUFFIXES = ("_field", "_warped", "_error")
 """What their names may end in, so that all can lie in one folder."""
-
 TRANSFORMS = ("transform.h5", "inverse.h5")
 """For other programs, beside results.json: from the fixed to the moving scan, and back."""
-
 TRANSFORM_MARK = "Comment"
 """The attribute of such a file that says who wrote it; ITK does not look at it."""
-
 RESULTS = "results.json"
-
 PAGE = "report.html"
-
 PAGE_MARK = "written by lung-registration as report.html"
 """The comment in the second line of every page that this program writes."""
-
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
 """Of every results.json that this program writes (`Report`)."""
-
 FUNCTION = ("function.json", "function.csv")
 """What `lungreg function` measures, beside results.json."""
-
 FUNCTION_IMAGES = "function"
 """The folder of its images in images/."""
-
 FUNCTION_COLOURS = "prm.ctbl"
-
 FUNCTION_MARK = "# written by lung-registration"
 """The first line of `FUNCTION_COLOURS`."""
-
 _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
 
 

@@ -28,7 +28,6 @@ from .ownership import KINDS, RESULTS, TRANSFORMS
 from .transformfiles import read_expected_error, read_lungs, read_transform
 
 Scan = Literal["fixed", "moving"]
-
 MOST_VOXELS = 2**24
 """Of a field that is kept in double precision, with its derivatives."""
 STEPS = 10
