@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 import numba
 
 Function = TypeVar("Function", bound=Callable[..., object])
-f4 = numba.float32
+f4, i4 = numba.float32, numba.int32
 
 
 def compiled_loop(signature: str | None = None) -> Callable[[Function], Function]:

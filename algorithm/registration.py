@@ -142,8 +142,9 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     apart = None
     if backwards and (opinion := second_opinion(there, networks)) is not None:
         apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
-    release(networks)
-    return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
+    with ThreadPoolExecutor(1) as pool:  # to give memory back takes longer than one thinks
+        pool.submit(release, networks)
+        return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
 
 
 def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y x"] | None:

@@ -15,8 +15,8 @@ from ..geometry import doubled
 
 EDGE_VOX = 5
 """Over so many voxels of half the resolution, half of them in the lungs, the field turns into its continuation."""
-SMOOTHING = 3
-"""Means over 5³ voxels of half the resolution that smooth the continuation."""
+SMOOTHING, SMOOTHING_VOX = 3, 5
+"""So many means over cubes of so many voxels of half the resolution smooth the continuation."""
 
 
 def extended(displacement: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1 z y x"]) -> Float[Tensor, "1 3 z y x"]:
@@ -26,10 +26,9 @@ def extended(displacement: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1
     """
     if not lungs.any():
         return displacement
-    continuation = _pushed(*_pulled(displacement, lungs))
-    for _ in range(SMOOTHING):
-        continuation = _mean(continuation, 5)
-    weight = _mean((F.avg_pool3d(lungs, 2) > 0).float(), EDGE_VOX)
+    values, known = _pulled(displacement, lungs)
+    continuation = _smoothed(_pushed(values, known), SMOOTHING_VOX, SMOOTHING)
+    weight = _smoothed(known, EDGE_VOX, 1)
     return torch.lerp(doubled(continuation), displacement, doubled(weight))
 
 
@@ -47,9 +46,15 @@ def _pushed(values: Float[Tensor, "1 3 z y x"], known: Float[Tensor, "1 1 z y x"
     return torch.where(known > 0, values, doubled(_pushed(*_pulled(values, known))))
 
 
-def _mean(volume: Float[Tensor, "1 c z y x"], width: int) -> Float[Tensor, "1 c z y x"]:
-    """Over ``width``³ voxels (odd), border values repeated."""
-    volume = F.pad(volume, [width // 2] * 6, mode="replicate")
-    for window in ((width, 1, 1), (1, width, 1), (1, 1, width)):  # one axis after the other: fewer sums
-        volume = F.avg_pool3d(volume, window, stride=1)
-    return volume
+def _smoothed(volume: Float[Tensor, "1 c z y x"], width: int, times: int) -> Float[Tensor, "1 c z y x"]:
+    """Means over ``width``³ voxels (odd), border values repeated, so many ``times``: one matrix for each axis."""
+    for axis in (2, 3, 4):
+        weights = torch.linalg.matrix_power(_mean_of(width, volume.shape[axis]).to(volume), times)
+        volume = torch.movedim(torch.tensordot(weights, volume, dims=([1], [axis])), 0, axis)
+    return volume.contiguous()
+
+
+def _mean_of(width: int, number: int) -> Float[Tensor, "n n"]:
+    """The matrix of a running mean."""
+    around = (torch.arange(number)[:, None] + torch.arange(width) - width // 2).clamp(0, number - 1)
+    return torch.zeros(number, number).scatter_add_(1, around, torch.full(around.shape, 1 / width))

@@ -180,9 +180,9 @@ class Cascade(nn.Module):
         """
         so_far = None
         for level in range(len(self.settings.factors[:levels])):
-            for _ in range(self.settings.times(level)):
-                so_far, step_vox = self.add_level(level, fixed, grid, moving, moving_grid, so_far, reduction)
-                if step_vox < LEAST_STEP_VOX:
+            for left in reversed(range(self.settings.times(level))):
+                so_far, step = self.add_level(level, fixed, grid, moving, moving_grid, so_far, reduction)
+                if left and mean_length_vox(step, so_far[1]) < LEAST_STEP_VOX:
                     break
         if so_far is None:
             raise ValueError("a cascade needs at least one level")
@@ -197,15 +197,19 @@ class Cascade(nn.Module):
         moving_grid: Grid,
         so_far: tuple[Float[Tensor, "n 3 zc yc xc"], Grid] | None,
         reduction: int = 1,
-    ) -> tuple[tuple[Float[Tensor, "n 3 zl yl xl"], Grid], float]:
+    ) -> tuple[tuple[Float[Tensor, "n 3 zl yl xl"], Grid], Float[Tensor, "n 3 zl yl xl"]]:
         """The field of one more application of a level, composed with the one ``so_far`` (None: no motion).
 
-        And the mean length of what was added, in voxels of the level; images as in `forward`.
+        And what was added, in mm on the same grid; images as in `forward`.
         """
         factor = self.settings.factors[level] // reduction
         u, u_grid = so_far or (None, None)
         warped = warp(moving, moving_grid, u, grid, displacement_grid=u_grid)
         level_grid = grid.coarsened(factor)
         step = self.predict_level(level, downsample_by(fixed, factor), downsample_by(warped, factor), level_grid)
-        step_vox = float(lengths(index_displacement(step.detach(), level_grid)).mean())
-        return ((step if so_far is None else compose(step, level_grid, *so_far)), level_grid), step_vox
+        return ((step if so_far is None else compose(step, level_grid, *so_far)), level_grid), step
+
+
+def mean_length_vox(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> float:
+    """Of a displacement in mm, in voxels of its grid."""
+    return float(lengths(index_displacement(displacement.detach(), grid)).mean())

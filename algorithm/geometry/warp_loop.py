@@ -1,32 +1,77 @@
-"""The loop of `.warping.warp` on the CPU: one pass that reads u where it lies, and writes nothing but the result."""
+"""The loop of `.warping.warp` on the CPU: one pass that reads u where it lies, and writes nothing but the result.
+
+Row by row, so that what is worked out in between stays in the processor's nearest cache, and in steps that it can do
+for several voxels at once.
+"""
+
+from typing import Any
 
 import numpy as np
 
-from ..loops import compiled_loop, f4
+from ..loops import compiled_loop, f4, i4
 
 VOLUMES, PLACES, SHARES = "f4[:,:,:,::1]", "i8[::1]", "f4[::1]"
 
 
-@compiled_loop()
-def _cell(index, size):  # type: ignore[no-untyped-def]
-    """Of a continuous index: the voxels before and behind it, and the share of the second. Beyond the outermost voxel
-    centres, and for NaN, a border voxel."""
-    inner = index if index > 0.0 else 0.0
-    inner = inner if inner < size - 1.0 else size - 1.0
-    first = int(inner)
-    return first, min(first + 1, size - 1), f4(inner - first)
-
-
-@compiled_loop()
-def _row(u, z, z_share, y, y_share, row):  # type: ignore[no-untyped-def]
-    """``row``, (3, x): u between the planes z and z + 1 and the rows y and y + 1, where there are such."""
+@compiled_loop("void(f4[:,:,:,::1],i8,f4,i8,f4,f4[:,::1])")
+def _between_rows(u: np.ndarray, z: int, share_z: float, y: int, share_y: float, row: np.ndarray) -> None:
+    """``row``, (3, xu): u between the planes z and z + 1 and the rows y and y + 1, where there are such."""
     _, size_z, size_y, size_x = u.shape
     z1, y1 = min(z + 1, size_z - 1), min(y + 1, size_y - 1)
     for c in range(3):
         for x in range(size_x):
-            near = u[c, z, y, x] + y_share * (u[c, z, y1, x] - u[c, z, y, x])
-            far = u[c, z1, y, x] + y_share * (u[c, z1, y1, x] - u[c, z1, y, x])
-            row[c, x] = near + z_share * (far - near)
+            near = u[c, z, y, x] + share_y * (u[c, z, y1, x] - u[c, z, y, x])
+            far = u[c, z1, y, x] + share_y * (u[c, z1, y1, x] - u[c, z1, y, x])
+            row[c, x] = near + share_z * (far - near)
+
+
+@compiled_loop("void(f4[:,::1],i8[::1],f4[::1],f4[:,::1])")
+def _along_row(row: np.ndarray, places: np.ndarray, shares: np.ndarray, u: np.ndarray) -> None:
+    """``u``, (3, x): the values of ``row`` between the voxels ``places`` and the next."""
+    last = row.shape[1] - 1
+    for c in range(3):
+        for x in range(u.shape[1]):
+            here, there = places[x], min(places[x] + 1, last)
+            u[c, x] = row[c, here] + shares[x] * (row[c, there] - row[c, here])
+
+
+@compiled_loop("void(f4[:,::1],f4[::1],f4,f4,i8,i4[::1],i4[::1],f4[::1],b1[::1])")
+def _cells(
+    u: np.ndarray, step: np.ndarray, start: float, slope: float, size: int, before: np.ndarray, to_next: np.ndarray,
+    share: np.ndarray, seen: np.ndarray,
+) -> None:  # fmt: skip
+    """Of the continuous indices start + slope·x + step·u along an axis: the voxel ``before``, 1 ``to_next`` or 0 at the
+    border, the ``share`` of the next; ``seen`` stays where they lie at most half a voxel beyond the outermost centres.
+
+    Farther out, and for NaN, it is a border voxel: no number leads out of the volume.
+    """
+    last, rim = f4(size - 1), f4(size - 0.5)
+    for x in range(u.shape[1]):
+        index: Any = start + slope * f4(x) + step[0] * u[0, x] + step[1] * u[1, x] + step[2] * u[2, x]
+        seen[x] = seen[x] and index >= f4(-0.5) and index < rim
+        index = index if index > f4(0) else f4(0)
+        index = index if index < last else last
+        before[x] = i4(index)
+        share[x] = index - f4(before[x])
+        to_next[x] = i4(1) if f4(before[x]) < last else i4(0)
+
+
+@compiled_loop("void(f4[::1],i8,i8,i4[:,::1],i4[:,::1],f4[:,::1],f4[::1])")
+def _interpolated(
+    volume: np.ndarray, row: int, plane: int, before: np.ndarray, to_next: np.ndarray, share: np.ndarray,
+    values: np.ndarray,
+) -> None:  # fmt: skip
+    """``values``: a flat volume of ``row`` voxels in a row and ``plane`` in a plane, in the cells (x, y, z)."""
+    wide, high = i4(row), i4(plane)
+    for x in range(len(values)):
+        at = before[2, x] * high + before[1, x] * wide + before[0, x]
+        dx, dy, dz = to_next[0, x], to_next[1, x] * wide, to_next[2, x] * high
+        v00 = volume[at] + share[0, x] * (volume[at + dx] - volume[at])
+        v01 = volume[at + dy] + share[0, x] * (volume[at + dy + dx] - volume[at + dy])
+        v10 = volume[at + dz] + share[0, x] * (volume[at + dz + dx] - volume[at + dz])
+        v11 = volume[at + dz + dy] + share[0, x] * (volume[at + dz + dy + dx] - volume[at + dz + dy])
+        v0, v1 = v00 + share[1, x] * (v01 - v00), v10 + share[1, x] * (v11 - v10)
+        values[x] = v0 + share[2, x] * (v1 - v0)
 
 
 @compiled_loop(
@@ -54,38 +99,26 @@ def warp_rows(
     """``warped`` (c, z, y, x), its rows from ``first`` to ``end``: ``volume`` (c, zv, yv, xv) at the continuous indices
     matrix·(x, y, z) + offset + steps·u, trilinear; where ``filled``, ``fill`` farther out than half a voxel.
 
-    Along each axis ``u`` (3, zu, yu, xu) is taken ``share`` of the way from the voxel ``u_`` to the next.
+    Along each axis ``u`` (3, zu, yu, xu) is taken ``share`` of the way from the voxel ``u_`` to the next. A volume has
+    less than 2^31 voxels.
     """
     channels, size_z, size_y, size_x = volume.shape
+    sizes, flat, step = (size_x, size_y, size_z), volume.reshape(channels, -1), steps.astype(np.float32)
     _, _, ny, nx = warped.shape
-    row = np.empty((3, u.shape[3]), np.float32)
-    last = u.shape[3] - 1
+    row, there = np.empty((3, u.shape[3]), np.float32), np.empty((3, nx), np.float32)
+    before, to_next = np.empty((3, nx), np.int32), np.empty((3, nx), np.int32)
+    share, seen = np.empty((3, nx), np.float32), np.empty(nx, np.bool_)
     for number in range(first, end):
         z, y = number // ny, number % ny
-        _row(u, u_z[z], share_z[z], u_y[y], share_y[y], row)
-        for x in range(nx):
-            a, b, share = u_x[x], min(u_x[x] + 1, last), share_x[x]
-            ux = row[0, a] + share * (row[0, b] - row[0, a])
-            uy = row[1, a] + share * (row[1, b] - row[1, a])
-            uz = row[2, a] + share * (row[2, b] - row[2, a])
-            i = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + offset[0]
-            j = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + offset[1]
-            k = matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + offset[2]
-            i += steps[0, 0] * ux + steps[0, 1] * uy + steps[0, 2] * uz
-            j += steps[1, 0] * ux + steps[1, 1] * uy + steps[1, 2] * uz
-            k += steps[2, 0] * ux + steps[2, 1] * uy + steps[2, 2] * uz
-            if filled and not (-0.5 <= i < size_x - 0.5 and -0.5 <= j < size_y - 0.5 and -0.5 <= k < size_z - 0.5):
-                for c in range(channels):
-                    warped[c, z, y, x] = fill
-                continue
-            i0, i1, si = _cell(i, size_x)
-            j0, j1, sj = _cell(j, size_y)
-            k0, k1, sk = _cell(k, size_z)
-            for c in range(channels):
-                v = volume[c]
-                v00 = v[k0, j0, i0] + si * (v[k0, j0, i1] - v[k0, j0, i0])
-                v01 = v[k0, j1, i0] + si * (v[k0, j1, i1] - v[k0, j1, i0])
-                v10 = v[k1, j0, i0] + si * (v[k1, j0, i1] - v[k1, j0, i0])
-                v11 = v[k1, j1, i0] + si * (v[k1, j1, i1] - v[k1, j1, i0])
-                v0, v1 = v00 + sj * (v01 - v00), v10 + sj * (v11 - v10)
-                warped[c, z, y, x] = v0 + sk * (v1 - v0)
+        _between_rows(u, u_z[z], share_z[z], u_y[y], share_y[y], row)
+        _along_row(row, u_x, share_x, there)
+        seen[:] = True
+        for d in range(3):
+            start = f4(matrix[d, 1] * y + matrix[d, 2] * z + offset[d])
+            _cells(there, step[d], start, f4(matrix[d, 0]), sizes[d], before[d], to_next[d], share[d], seen)
+        for c in range(channels):
+            values = warped[c, z, y]
+            _interpolated(flat[c], size_x, size_x * size_y, before, to_next, share, values)
+            if filled:
+                for x in range(nx):
+                    values[x] = values[x] if seen[x] else f4(fill)
