@@ -4,8 +4,9 @@ The three parts are apart so that a program with many cases can read the next on
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -31,7 +32,7 @@ def run(options: Options, weights: LoadedCascade) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """A case that was read; and then, what came of it."""
+    """A case that was read."""
 
     options: Options
     outputs: Outputs
@@ -42,7 +43,13 @@ class Case:
     grid: Grid
     """Of the fixed image as it was given."""
     layout: Layout
-    result: Registered | None = None
+
+
+class Computed(NamedTuple):
+    """A case and its result."""
+
+    case: Case
+    result: Registered
 
 
 def read(options: Options, weights_sha256: str) -> Case:
@@ -72,20 +79,20 @@ def read(options: Options, weights_sha256: str) -> Case:
     return Case(options, outputs, report, device, fixed, moving, fixed_image.grid, layout)
 
 
-def compute(case: Case, weights: LoadedCascade) -> Case:
-    """The same with its result."""
+def compute(case: Case, weights: LoadedCascade) -> Computed:
+    """Registers the two scans of a case."""
     options, insist = case.options, case.options.device == "cuda"
     result = register(case.fixed, case.moving, weights, options.refine, case.device, case.report, insist)
-    return replace(case, result=result)
+    return Computed(case, result)
 
 
-def write(case: Case) -> None:
-    """The results of a case that was computed."""
-    assert case.result is not None
+def write(computed: Computed) -> None:
+    """Writes the results."""
+    case, result = computed
     also = lung_function(case.options) if case.options.also == "function" else None
     deliver(
-        case.outputs, case.grid, case.result.transform, case.fixed, case.moving, case.layout, case.report,
-        case.options.field_grid, case.result.expected, also,
+        case.outputs, case.grid, result.transform, case.fixed, case.moving, case.layout, case.report,
+        case.options.field_grid, result.expected, also,
     )  # fmt: skip
 
 

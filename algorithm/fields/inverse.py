@@ -17,7 +17,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from ..geometry import (
@@ -179,6 +178,8 @@ def _rough(transform: Transform, smooth: Transform, lungs: LungMask) -> Displace
 def _smooth(transform: Transform, lungs: LungMask) -> Transform:
     """The transform with s in place of u, on the subdivided part of its grid that holds the lungs: cubic splines
     through the voxels of u."""
+    from scipy.interpolate import make_interp_spline  # takes half a second to load, and most runs need no inverse
+
     part = _part(transform.grid, _carried(lungs, transform))
     fine = _subdivided(part)
     u = resample(transform.displacement, transform.grid, part)

@@ -7,7 +7,6 @@ from pathlib import Path, PurePosixPath
 from imagefiles import ENDINGS, ending
 
 from ..errors import InputError
-from .dicom import holds_dicom
 from .inputs import PLATFORM_FILE, Inputs
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
@@ -115,7 +114,11 @@ def _candidates(folder: Path, role: str) -> list[Path]:
 
 
 def _dicom(folder: Path) -> list[Path]:
-    return [folder] if folder.is_dir() and holds_dicom(folder) else []
+    if not folder.is_dir():
+        return []
+    from .dicom import holds_dicom  # only here: to load pydicom takes time
+
+    return [folder] if holds_dicom(folder) else []
 
 
 def images_in(folder: Path, links: bool = False) -> list[Path]:

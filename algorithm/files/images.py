@@ -8,6 +8,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,7 +22,6 @@ from imagefiles import remarks as file_remarks
 from ..errors import InputError
 from ..geometry import Grid, Matrix, Size, Vector, canonical_axes, restored
 from ..hounsfield import AIR_HU
-from .dicom import find_series
 from .formats import Layout as Layout
 
 SPACING_MM = (0.05, 20.0)
@@ -61,7 +61,7 @@ def read_image(path: Path) -> Image:
     also as in `.dicom.find_series`.
     """
     if _is_folder(path):
-        series = find_series(path)
+        series = _series(path)
         grid = _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
         voxels, remarks = _values(path, series.read())
         remarks = (*series.remarks, *remarks)
@@ -110,7 +110,7 @@ def read_volume(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
 def read_grid(path: Path) -> Grid:
     """Where the voxels of a 3-D image lie, from its header, or those of a DICOM series in a folder."""
     if _is_folder(path):
-        series = find_series(path)
+        series = _series(path)
         return _grid(path, series.size, series.spacing, series.origin, series.direction)
     return _grid(path, *_geometry(_open(path)))
 
@@ -118,7 +118,7 @@ def read_grid(path: Path) -> Grid:
 def scan_grid(path: Path) -> Grid:
     """Where the voxels of a scan or mask lie, checked as `read_image` does before it reads them."""
     if _is_folder(path):
-        series = find_series(path)
+        series = _series(path)
         return _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
     return _scan_grid(path, _open(path))
 
@@ -143,6 +143,13 @@ def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
     if count := sum(_count_non_finite(plane) for component in displacement for plane in component):
         raise InputError(f"{path}: {count} value(s) are NaN or infinite, expected finite numbers")
     return torch.from_numpy(displacement)[None], grid
+
+
+def _series(folder: Path) -> Any:
+    """The `.dicom.Series` in a folder. pydicom takes time to load, so it is loaded only here."""
+    from .dicom import find_series
+
+    return find_series(folder)
 
 
 def _is_folder(path: Path) -> bool:
