@@ -59,11 +59,11 @@ def rising(grid: Grid) -> ExpectedError:
 EXPECTED = rising(FIXED_LUNGS.grid.coarsened(2))
 
 
-def write_result(folder: Path, transform: Transform = WAVY) -> Path:
+def write_result(folder: Path, transform: Transform = WAVY, expected: ExpectedError | None = EXPECTED) -> Path:
     """Transforms and results.json, as a run leaves them; no images."""
     folder.mkdir(exist_ok=True)
     whole = framed(transform)
-    write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS, EXPECTED)
+    write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS, expected)
     write_inverse(folder / TRANSFORMS[1], inverse(whole, MOVING_LUNGS), MOVING_LUNGS)
     figures = {
         "version": "0.1.0",

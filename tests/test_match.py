@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.files.writing import write_image
-from algorithm.geometry import Grid
 from algorithm.results.result import read_result
 from algorithm.tools.match import doubling_days, matched, sphere_mm3
 from tests.made_up_results import FIXED_LUNGS, MOVING_LUNGS, points_in, write_result
@@ -82,7 +81,7 @@ DIAMETERS = (6.0, 8.0, 5.0)
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With an expected error of 1.5 mm in the lower half of its lungs, and none above."""
-    folder = write_result(tmp_path_factory.mktemp("result"))
+    folder = write_result(tmp_path_factory.mktemp("result"), expected=None)
     grid = FIXED_LUNGS.grid
     error = torch.full((1, 1, *grid.shape), -1.0)
     error[:, :, : grid.size[2] // 2] = 1.5
@@ -212,15 +211,11 @@ def test_nothing_is_replaced_and_the_order_of_dates_is_looked_at(
 
 
 @pytest.mark.parametrize("ending", [".mha", ".nii.gz", ".nrrd"])
-def test_a_grid_of_one_voxel_asks_for_one_place(result: Path, ending: str) -> None:
-    from algorithm.results.resultimages import expected_error_of
-
+def test_the_expected_error_comes_from_an_image_of_any_format(result: Path, ending: str) -> None:
     (image,) = (result / "images" / "expected-error").iterdir()
     read = sitk.ReadImage(str(image))
     image.unlink()
     sitk.WriteImage(read, str(image.parent / f"now{ending}"))
-    at = expected_error_of(result)
-    assert at is not None
-    x, y, z = FIXED_LUNGS.grid.to_world(np.array([3, 4, 5])).tolist()
-    assert at(Grid((1, 1, 1), origin=(x, y, z))).item() == 1.5
-    assert at(Grid((1, 1, 1), origin=(x, y, z + 1000))).item() == -1
+    inside = FIXED_LUNGS.grid.to_world(np.array([3, 4, 5]))
+    values = read_result(result).expected_error_at(inside + np.array([[0, 0, 0], [0, 0, 1000]]))
+    assert values is not None and values.tolist() == [1.5, -1]

@@ -91,7 +91,7 @@ def test_what_is_missing_or_in_the_way_is_said(study: Path, capfd: pytest.Captur
 
     assert "results.json: cannot be read" in refused(study)
     before = page.read_bytes()
-    assert "which had" in refused(out, "--moving", study / "fixed.mha")
+    assert "another grid than the moving scan" in refused(out, "--moving", study / "fixed.mha")
     (study / "moving.mha").rename(study / "other.mha")
     assert "moving.mha: the moving scan is not there any more, expected --moving" in refused(out)
     assert page.read_bytes() == before
@@ -99,7 +99,7 @@ def test_what_is_missing_or_in_the_way_is_said(study: Path, capfd: pytest.Captur
     shifted = sitk.ReadImage(str(study / "other.mha"))
     shifted.SetOrigin([value + 5 for value in shifted.GetOrigin()])
     sitk.WriteImage(shifted, str(study / "shifted.mha"))
-    assert "expected the moving scan" in refused(out, "--moving", study / "shifted.mha")
+    assert "another grid than the moving scan" in refused(out, "--moving", study / "shifted.mha")
     page.write_text("mine")
     assert "was not written by this program" in refused(out, "--moving", study / "other.mha")
     assert page.read_text() == "mine"

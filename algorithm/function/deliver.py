@@ -15,13 +15,10 @@ from torch import Tensor
 from resultpages.page import with_section
 
 from .. import __version__
-from ..errors import InputError
-from ..files.images import canonical, read_image
+from ..fields.expected_error import ExpectedError
 from ..files.writing import write_image_slabs
-from ..geometry import Grid, slabs
+from ..geometry import slabs
 from ..pages.view import Pair
-from ..preparation.intensities import in_hounsfield_units
-from ..preparation.subject import Subject, find_lungs, given_lungs
 from ..report import Report
 from ..results.outputs import sole_writer
 from ..results.ownership import (
@@ -34,8 +31,8 @@ from ..results.ownership import (
     is_own_page,
     result_mark,
 )
-from ..results.result import Result, Scan, read_result, scan_path
-from ..results.resultimages import expected_error_of
+from ..results.result import Result, read_result
+from ..results.scans import registered_scan
 from ..results.texts import write_results, write_text
 from .deformation import anisotropic_deformation_index, slab_rod_index
 from .prm import LEFT_OUT, UNCERTAIN, colour_table
@@ -45,7 +42,7 @@ from .report import section
 from .settings import DEFAULT, FunctionSettings
 from .table import Measured, lungs_row, measured
 from .ventilation import sacj, sai, saj, scaled, tissue_share
-from .voxels import Case
+from .voxels import Case, ErrorAt
 
 NOTHING = -1.0
 """In images of numbers, where nothing is said; no measure can be as low."""
@@ -96,34 +93,21 @@ def function(folder: Path, given: Given = Given(), settings: FunctionSettings = 
 
 def read_case(folder: Path, result: Result, given: Given) -> Case:
     """Both scans with their lungs; InputError where they cannot be found, or are others than were registered."""
-    fixed = _subject(folder, result, "fixed", given.fixed, given.fixed_mask)
-    moving = _subject(folder, result, "moving", given.moving, given.moving_mask)
+    fixed = registered_scan(folder, result, "fixed", given.fixed, given.fixed_mask)
+    moving = registered_scan(folder, result, "moving", given.moving, given.moving_mask)
     return Case(
         fixed,
         moving,
         result.transform,
         regions_of(fixed.lungs, given.fixed_lobes),
         regions_of(moving.lungs, given.moving_lobes),
-        expected_error_of(folder),
+        _error_on(result.expected),
     )
 
 
-def _subject(folder: Path, result: Result, scan: Scan, given: Path | None, mask: Path | None) -> Subject:
-    path = scan_path(folder, result.figures, scan, given)
-    image = read_image(path)
-    if "grids" in result.figures and not _same(image.grid, result.grid(scan)):
-        raise InputError(f"{path}: lies on another grid than the {scan} scan that was registered, expected that scan")
-    lungs = result.fixed_lungs if scan == "fixed" else result.moving_lungs
-    if mask is None and lungs is not None:
-        return Subject(in_hounsfield_units(canonical(image)), lungs)
-    found = find_lungs(image, mask)
-    return found._replace(lungs=given_lungs(mask, found.image) or found.lungs)
-
-
-def _same(one: Grid, other: Grid) -> bool:
-    """To what a header in single precision keeps."""
-    places = np.array([np.zeros(3), np.array(one.size) - 1])
-    return one.size == other.size and bool(np.abs(one.to_world(places) - other.to_world(places)).max() < 0.01)
+def _error_on(expected: ExpectedError | None) -> ErrorAt | None:
+    """The expected error (mm) on any grid of the fixed world, as `Case` wants it."""
+    return None if expected is None else lambda grid: expected.at(grid)[0, 0].numpy()
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -135,10 +119,10 @@ def also_function(folder: Path, pair: Pair, lobes: tuple[Path | None, Path | Non
     InputError as in `function`; what is to be looked at becomes warnings of the registration.
     """
     check_function(folder)
-    expected, settings = pair.expected, DEFAULT
-    error = None if expected is None else (lambda grid: expected.at(grid)[0, 0].numpy())
+    settings = DEFAULT
     regions = [regions_of(of.lungs, path) for of, path in zip((pair.fixed, pair.moving), lobes, strict=True)]
-    found = measured(Case(pair.fixed, pair.moving, pair.transform, regions[0], regions[1], error), settings)
+    case = Case(pair.fixed, pair.moving, pair.transform, regions[0], regions[1], _error_on(pair.expected))
+    found = measured(case, settings)
     for sentence in found.warnings:
         report.warn(sentence)
     names = {"fixed": pair.fixed.image.path.name, "moving": pair.moving.image.path.name}

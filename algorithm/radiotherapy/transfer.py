@@ -10,6 +10,7 @@ from ..files.images import read_grid
 from ..geometry import Grid
 from ..results.apply import Resampling, transform_onto
 from ..results.result import Result, Scan, read_result
+from ..results.scans import check_registered
 from .dicomobjects import belongs_to, carried_dose, read_dose, read_reference, registration_object, write_object
 from .structuresets import Structure, outlines, read_structures, shares, structure_set
 
@@ -24,8 +25,9 @@ def write_dicom(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already, expected a new folder, or an empty one")
     result = read_result(folder)
-    series = {"fixed": fixed, "moving": moving}
-    _check_grids(result, series)
+    series: dict[Scan, Path] = {"fixed": fixed, "moving": moving}
+    for scan, place in series.items():
+        check_registered(place, read_grid(place), result, scan)
     ends = read_reference(fixed), read_reference(moving)
     objects = {"registration.dcm": registration_object(result, *ends)}
     said = ["registration.dcm: from the fixed scan's frame of reference to the moving one's"]
@@ -36,14 +38,14 @@ def write_dicom(
         onto: Scan = "fixed" if scan == "moving" else "moving"
         there = find_series(series[onto])
         objects["structures.dcm"] = structure_set(
-            carried, _grid(series[onto]), _instances(there), ends[onto == "moving"]
+            carried, read_grid(series[onto]), _instances(there), ends[onto == "moving"]
         )
         said.append(f"structures.dcm: of the {scan} scan, on the {onto} one: {words}")
     if rtdose is not None:
         dose = read_dose(rtdose)
         scan = belongs_to(str(dose.data.FrameOfReferenceUID), *ends, of, rtdose)
         onto = "fixed" if scan == "moving" else "moving"
-        target = _with_voxels(_grid(series[onto]), dose.grid)
+        target = _with_voxels(read_grid(series[onto]), dose.grid)
         resampling = Resampling(transform_onto(folder, result, onto), target, "linear", 0.0)
         objects["dose.dcm"] = carried_dose(dose, resampling(dose.values, dose.grid), target, ends[onto == "moving"])
         said.append(f"dose.dcm: of the {scan} scan, on the {onto} one, at most {float(dose.values.max()):.2f} before")
@@ -53,28 +55,16 @@ def write_dicom(
     return "\n".join(said)
 
 
-def _check_grids(result: Result, series: dict[str, Path]) -> None:
-    for scan, folder in series.items():
-        kept, there = result.grid(scan), _grid(folder)  # type: ignore[arg-type]
-        corners = np.array([np.zeros(3), np.array(kept.size) - 1])
-        if kept.size != there.size or np.abs(kept.to_world(corners) - there.to_world(corners)).max() > 0.01:
-            raise InputError(f"{folder}: lies on another grid than the {scan} scan that was registered, expected that")
-
-
-def _grid(folder: Path) -> Grid:
-    return read_grid(folder)
-
-
 def _instances(series: Series) -> list[str]:
     return [header.tags["0008|0018"] for header in series.slices]
 
 
 def _carried(
-    folder: Path, result: Result, structures: list[Structure], scan: Scan, series: dict[str, Path]
+    folder: Path, result: Result, structures: list[Structure], scan: Scan, series: dict[Scan, Path]
 ) -> tuple[list[Structure], str]:
     """The structures on the slices of the other scan, and their volumes before and after."""
     onto: Scan = "fixed" if scan == "moving" else "moving"
-    source, target = _grid(series[scan]), _grid(series[onto])
+    source, target = read_grid(series[scan]), read_grid(series[onto])
     resampling = Resampling(transform_onto(folder, result, onto), target, "linear", 0.0)
     carried, words = [], []
     for structure in structures:

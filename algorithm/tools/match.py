@@ -20,10 +20,8 @@ from scipy.optimize import linear_sum_assignment
 from ..errors import InputError
 from ..files.pointfiles import point_ending, read_points
 from ..files.writing import atomically
-from ..geometry import Grid
 from ..results.points import check_new
 from ..results.result import Result, Scan, read_result
-from ..results.resultimages import expected_error_of
 
 KINDS = (".csv", ".fcsv", ".mrk.json")
 SIZES = ("diameter_mm", "diameter")
@@ -189,7 +187,7 @@ def table(result: Result, before: Nodules, after: Nodules, how: Matching, folder
     rows += [(-1, j) for j in range(len(after.names)) if j not in theirs]
     places = np.array([after.points_mm[j] if j >= 0 else carried[i] for i, j in rows]).reshape(-1, 3)
     inside = result.in_lungs(places, later) if len(places) else None
-    errors = _errors(folder, places if later == "fixed" else _to_fixed(result, places))
+    errors = _errors(result, places if later == "fixed" else _to_fixed(result, places))
     found = []
     for number, (i, j) in enumerate(rows):
         row = dict.fromkeys(COLUMNS, "")
@@ -228,13 +226,10 @@ def _sizes(before: Nodules, after: Nodules, i: int, j: int, days: float | None) 
     return row
 
 
-def _errors(folder: Path, fixed_mm: Points) -> list[str]:
+def _errors(result: Result, fixed_mm: Points) -> list[str]:
     """The expected error at places of the fixed scan; empty where nothing is said."""
-    at = expected_error_of(folder)
-    if at is None:
-        return [""] * len(fixed_mm)
-    values = [float(at(Grid((1, 1, 1), origin=(x, y, z)))[0, 0, 0]) for x, y, z in fixed_mm.tolist()]
-    return [f"{value:.2f}" if value >= 0 else "" for value in values]
+    values = result.expected_error_at(fixed_mm) if len(fixed_mm) else None
+    return [""] * len(fixed_mm) if values is None else [f"{value:.2f}" if value >= 0 else "" for value in values]
 
 
 def _as_csv(rows: list[dict[str, str]]) -> str:
