@@ -59,7 +59,7 @@ check_result() {
   run_image "$1" "$2"
   [ -z "$(find "$output" ! -perm -o=r)" ] || fail "$2: a result that only its owner can read"
   head -c 200 "$output"/images/displacement-field/*.mha | grep -aqx "NDims = $3" || fail "$2: a field not of $3 axes"
-  "$python" -m tests.golden_check "$output" "$work/example"
+  "$python" -m tests.support.golden_check "$output" "$work/example"
 }
 
 # check_refusal NAME WORD: exit code 2, a last sentence on stderr that holds WORD, no traceback, nothing written.

@@ -37,7 +37,7 @@ check_result() {
   done
   [ "$(find "$output" -mindepth 1 | wc -l)" = 4 ] || fail "$2: other files than these four: $(ls -A "$output")"
   [ -z "$(find "$output" -mindepth 1 ! -perm -o=r)" ] || fail "$2: a result that only its owner can read"
-  "$python" -m tests.made_up_cases check "$output/metrics.json" "$3"
+  "$python" -m tests.support.made_up_cases check "$output/metrics.json" "$3"
 }
 
 ./evaluation/build.sh "$image"
@@ -46,7 +46,7 @@ found=$(docker image inspect --format \
 [ "$found" = "amd64 user exec" ] || fail "the image is '$found', expected 'amd64 user exec'"
 
 : >"$work/passwd"
-for name in folders platform; do "$python" -m tests.made_up_cases make "$name" "$work/$name"; done
+for name in folders platform; do "$python" -m tests.support.made_up_cases make "$name" "$work/$name"; done
 mkdir -p "$work/empty/input" "$work/empty/ground_truth/case_1"
 cp -r "$work/folders" "$work/broken"
 echo "this is no image" >"$(find "$work/broken/input" -name '*.mha' | sort | head -n 1)"

@@ -25,7 +25,7 @@ from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid
 from benchmarks.invariance import Change, carried, cut, padded, spaced, stored
 from phantom.pair import PhantomSettings, make_pair
-from tests.dicom_series import write_companions, write_enhanced, write_series, write_two_acquisitions
+from tests.support.dicom_series import write_companions, write_enhanced, write_series, write_two_acquisitions
 
 Outcome = Literal["same result", "right result", "identity", "warned", "refused"]
 FAR_MM = (5000.0, -12000.0, 800.0)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.objective.adam import LAST_STEP, Adam
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 
 def value(unknown: torch.Tensor, scale: float) -> torch.Tensor:

@@ -16,8 +16,8 @@ from algorithm.files.images import read_image
 from algorithm.given import scan
 from algorithm.preparation.prepare import prepare
 from algorithm.results.ownership import TRANSFORMS
-from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, points_in, write_result
-from tests.running import COARSE, call_main, files_below, pair_options, results
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, points_in, write_result
+from tests.support.running import COARSE, call_main, files_below, pair_options, results
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
 

@@ -10,7 +10,7 @@ from algorithm.files.writing import write_field
 from algorithm.geometry import Grid
 from algorithm.results.ownership import TRANSFORMS
 from algorithm.results.result import Scan, read_result
-from tests.made_up_results import FIXED, MOVING, WAVY, write_result
+from tests.support.made_up_results import FIXED, MOVING, WAVY, write_result
 from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,8 +15,8 @@ import torch
 from algorithm.cascade.weights import FILE, MANIFEST
 from phantom.__main__ import input_files
 from phantom.forms import write_input
-from tests.dicom_series import write_series
-from tests.running import call_main, files_below, pair_options
+from tests.support.dicom_series import write_series
+from tests.support.running import call_main, files_below, pair_options
 
 ROOT = Path(__file__).parent.parent
 

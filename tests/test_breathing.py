@@ -13,7 +13,7 @@ from torch import Tensor
 
 from algorithm.geometry import Grid, jacobian_determinant, linear_index_map, resample, warp
 from algorithm.hounsfield import AIR_HU
-from tests.strategies import examples
+from tests.support.strategies import examples
 from training import breathing
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned, simulate
 from training.pairs import TrainingPair

@@ -11,7 +11,7 @@ import pytest
 from algorithm.cohort.page import COLUMNS, cohort_page, outliers, write_report
 from algorithm.cohort.pictures import pictures_of
 from resultpages.pictures import picture
-from tests.pages import Reader
+from tests.support.pages import Reader
 from tests.test_browser import CHROMIUM, browse
 
 

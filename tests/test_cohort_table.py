@@ -26,7 +26,7 @@ from algorithm.cohort.progress import in_words
 from algorithm.cohort.settings import Settings
 from algorithm.cohort.table import Row, checked_table, missing_files, read_table
 from algorithm.errors import InputError
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 SETTINGS = Settings("t.csv", "algorithm", "lungreg", "lungreg", "0123", chunks=4)
 

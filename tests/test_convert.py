@@ -13,7 +13,7 @@ from algorithm.files.writing import write_field
 from algorithm.results.ownership import TRANSFORMS
 from evaluation.convert import main
 from evaluation.fields import read_field
-from tests.made_up_results import FIXED, MOVING, WAVY, write_result
+from tests.support.made_up_results import FIXED, MOVING, WAVY, write_result
 from tests.test_apply import image
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from algorithm.cascade.network import CascadeSettings
 from algorithm.geometry import Affine
 from algorithm.preparation import prepare
-from tests.running import files_below
+from tests.support.running import files_below
 from training import data
 from training.data import load_validation_pair, pack_pair
 from training.datasets.__main__ import main

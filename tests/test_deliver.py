@@ -18,8 +18,8 @@ from algorithm.preparation.subject import Subject
 from algorithm.report import Report
 from algorithm.results.outputs import prepare_outputs
 from algorithm.results.ownership import TRANSFORMS
-from tests.running import field_image
-from tests.strategies import smooth_field
+from tests.support.running import field_image
+from tests.support.strategies import smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

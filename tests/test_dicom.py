@@ -16,7 +16,7 @@ from algorithm.files.folders import find_inputs, image_name
 from algorithm.files.images import read_image
 from algorithm.geometry import resample
 from phantom.pair import PhantomPair
-from tests.dicom_series import (
+from tests.support.dicom_series import (
     PIXELS,
     write_companions,
     write_enhanced,
@@ -25,7 +25,7 @@ from tests.dicom_series import (
     write_slice,
     write_two_acquisitions,
 )
-from tests.running import call_main, files_below, pair_options, warped_image
+from tests.support.running import call_main, files_below, pair_options, warped_image
 
 
 def overwrite(path: Path, old: str, new: bytes) -> None:

@@ -22,8 +22,8 @@ from algorithm.fields.inverse import framed
 from algorithm.files.writing import write_field, write_image
 from algorithm.options import Options
 from algorithm.preparation.prepare import prepare
-from tests.made_up_results import EXPECTED, FIXED, MOVING, WAVY, write_result
-from tests.running import COARSE
+from tests.support.made_up_results import EXPECTED, FIXED, MOVING, WAVY, write_result
+from tests.support.running import COARSE
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
 from tests.test_expected_error import MODEL

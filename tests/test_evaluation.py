@@ -43,9 +43,9 @@ from evaluation.ground_truth import mask_on, read_labels
 from evaluation.landmarks import read_landmarks
 from evaluation.tables import write_csv, write_json
 from evaluation.workers import each, workers_for
-from tests.dying import double_or_die
-from tests.golden_check import landmark_errors_mm, read_transform
-from tests.made_up_cases import (
+from tests.support.dying import double_or_die
+from tests.support.golden_check import landmark_errors_mm, read_transform
+from tests.support.made_up_cases import (
     CASES,
     OFF_CENTRE,
     SIGNS,
@@ -62,7 +62,7 @@ from tests.made_up_cases import (
     read_strictly,
     write_field,
 )
-from tests.running import call_main, pair_options
+from tests.support.running import call_main, pair_options
 
 ROOT = Path(__file__).parent.parent
 

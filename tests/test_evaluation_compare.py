@@ -24,7 +24,7 @@ from evaluation.compare import (
     write_pictures,
 )
 from evaluation.errors import InputError
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 
 def write(folder: Path, results: list[dict[str, Any]]) -> Path:

@@ -33,7 +33,7 @@ from evaluation.fields import (
 from evaluation.ground_truth import read_labels
 from evaluation.images import read_image
 from evaluation.pictures import read_scan
-from tests.strategies import as_matrix, examples, grids
+from tests.support.strategies import as_matrix, examples, grids
 
 ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
 OBLIQUE = Grid((11, 9, 10), (1.5, 0.75, 2.5), (-120.0, 33.0, 410.0), as_matrix(ROTATION))

@@ -21,7 +21,7 @@ from evaluation.jacobian import jacobian_determinant, jacobian_statistics
 from evaluation.labels import dice, warp_labels
 from evaluation.landmarks import displacement_at, landmark_errors, read_landmarks
 from evaluation.surfaces import SurfaceDistances, surface_distances, surface_points
-from tests.strategies import as_matrix, examples, generators, grids, rotations, smooth_field
+from tests.support.strategies import as_matrix, examples, generators, grids, rotations, smooth_field
 from tests.test_evaluation_fields import OBLIQUE, blank, noise, on_grid
 
 PROPERTY = examples(15)

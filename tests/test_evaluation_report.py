@@ -31,7 +31,7 @@ from evaluation.pictures import (
 from evaluation.report import main, pictured, write_page
 from resultpages.colours import FOLDED_RGB
 from resultpages.pictures import jpeg
-from tests.pages import Reader
+from tests.support.pages import Reader
 
 ROTATED = [[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
 """Index axes along -y, -z, x: rows of coronal slices are along the first one."""

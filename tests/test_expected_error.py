@@ -24,8 +24,8 @@ from algorithm.preparation.prepare import Prepared
 from algorithm.preparation.subject import Subject
 from algorithm.refinement.refine import FAST, Refined, RefineSettings
 from algorithm.registration import second_opinion
-from tests.running import call_main, results
-from tests.strategies import smooth_field
+from tests.support.running import call_main, results
+from tests.support.strategies import smooth_field
 from training.expected_error import fitted
 
 GRID = Grid((12, 10, 8), (4.0, 4.0, 4.0))

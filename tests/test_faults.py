@@ -30,8 +30,8 @@ from algorithm.files.images import Image, read_image, read_mask
 from algorithm.files.inputs import Inputs
 from algorithm.files.writing import PARTIAL
 from algorithm.report import Report
-from tests.dicom_series import write_series
-from tests.running import call_main, files_below, pair_options, results
+from tests.support.dicom_series import write_series
+from tests.support.running import call_main, files_below, pair_options, results
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120.0
@@ -326,7 +326,7 @@ def test_a_log_that_cannot_be_written_does_not_matter(
 ) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = "import sys; from tests.running import call_main; sys.exit(call_main(*sys.argv[1:]))"
+    program = "import sys; from tests.support.running import call_main; sys.exit(call_main(*sys.argv[1:]))"
     command = [sys.executable, "-c", program, *options(tmp_path / "out")]
     with os.fdopen(writer, "wb") as pipe, Path("/dev/full").open("wb") as full:
         out = pipe if stdout == "closed pipe" else full

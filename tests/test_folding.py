@@ -16,7 +16,7 @@ from algorithm.fields import folding
 from algorithm.fields.determinant import DeterminantStatistics, checked
 from algorithm.fields.folding import UnfoldSettings, smallest_determinant, unfold
 from algorithm.geometry import Grid, jacobian_determinant, resample, world_displacement
-from tests.strategies import as_matrix, examples, generators, grids, smooth_field
+from tests.support.strategies import as_matrix, examples, generators, grids, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -26,10 +26,10 @@ from algorithm.lungs import LungMask
 from algorithm.preparation.subject import Subject
 from algorithm.results.ownership import FUNCTION, is_own_image, remove_own_texts
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
-from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, write_result
-from tests.pages import Reader
-from tests.plastimatch import needs_plastimatch, plastimatch
-from tests.running import call_main, pair_options, results
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, write_result
+from tests.support.pages import Reader
+from tests.support.plastimatch import needs_plastimatch, plastimatch
+from tests.support.running import call_main, pair_options, results
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
 
@@ -410,7 +410,7 @@ def test_without_kept_lungs_masks_stand_for_them(folder: Path, capfd: pytest.Cap
     figures = json.loads((folder / "results.json").read_text())
     del figures["inverse_residual_mm"]
     (plain / "results.json").write_text(json.dumps(figures))
-    from tests.made_up_results import MOVING_LUNGS
+    from tests.support.made_up_results import MOVING_LUNGS
 
     for name, lungs in (("f", FIXED_LUNGS), ("m", MOVING_LUNGS)):
         padded = torch.nn.functional.pad(lungs.mask.to(torch.uint8), [4] * 6)

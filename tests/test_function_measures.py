@@ -31,7 +31,7 @@ from algorithm.function.prm import (
 from algorithm.function.settings import FunctionSettings
 from algorithm.function.ventilation import mass_factor, sacj, sai, saj, scaled, tissue_share
 from algorithm.function.voxels import which_is_inspiration
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 PROPERTY = examples(50)
 SHARES = st.floats(0.02, 0.6)

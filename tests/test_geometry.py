@@ -39,7 +39,7 @@ from algorithm.geometry import (
     with_affine,
     world_displacement,
 )
-from tests.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
+from tests.support.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from algorithm.cascade.weights import BUNDLED, MANIFEST
-from tests.golden_check import check
+from tests.support.golden_check import check
 
 ROOT = Path(__file__).parent.parent
 

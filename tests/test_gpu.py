@@ -20,8 +20,8 @@ from algorithm.errors import InputError
 from algorithm.preparation.prepare import prepare
 from algorithm.report import Report
 from baselines import ruehaak
-from tests.pretended_gpu import DeviceError, on_gpu, pretended_gpu
-from tests.running import COARSE, call_main, field_array, pair_options, results
+from tests.support.pretended_gpu import DeviceError, on_gpu, pretended_gpu
+from tests.support.running import COARSE, call_main, field_array, pair_options, results
 from training import data, train
 from training.settings import TrainSettings
 

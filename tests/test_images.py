@@ -21,7 +21,7 @@ from algorithm.errors import InputError
 from algorithm.files.images import Image, Layout, canonical, read_field, read_image, read_mask
 from algorithm.files.writing import write_field, write_image, write_image_slabs
 from algorithm.geometry import Affine, Grid, moving_index, warp
-from tests.strategies import SIGNED_PERMUTATIONS, as_matrix, examples, generators, grids, smooth_field
+from tests.support.strategies import SIGNED_PERMUTATIONS, as_matrix, examples, generators, grids, smooth_field
 
 few = examples(15, suppress=[HealthCheck.differing_executors])
 scan_grids = grids(min_size=16, max_size=19, min_spacing=1.9)

@@ -19,8 +19,8 @@ from algorithm.geometry import Grid
 from algorithm.preparation.intensities import in_hounsfield_units
 from algorithm.preparation.subject import find_lungs
 from phantom.pair import PhantomPair
-from tests.running import call_main, pair_options, results, warped_image
-from tests.strategies import examples
+from tests.support.running import call_main, pair_options, results, warped_image
+from tests.support.strategies import examples
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 REAL = sorted(

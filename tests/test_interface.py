@@ -19,7 +19,7 @@ from algorithm.geometry import Grid
 from algorithm.results.outputs import field_layout, image_kind, prepare_outputs, sole_image, sole_writer, withdraw
 from algorithm.results.ownership import PAGE_MARK, result_mark
 from algorithm.results.texts import write_results
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 
 def touch(root: Path, *names: str) -> None:

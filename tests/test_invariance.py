@@ -19,8 +19,8 @@ from algorithm.preparation.scan import PrealignSettings, Scan
 from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, spaced, stored
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
-from tests.running import call_main, pair_options, results
-from tests.strategies import examples
+from tests.support.running import call_main, pair_options, results
+from tests.support.strategies import examples
 
 few = examples(3, suppress=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
 FAR_MM = (5000.0, -12000.0, 800.0)

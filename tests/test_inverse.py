@@ -15,7 +15,7 @@ from algorithm.geometry import Affine, Grid, jacobian_determinant
 from algorithm.lungs import LungMask
 from algorithm.results.ownership import TRANSFORMS, is_own_transform
 from algorithm.results.transformfiles import read_inverse, read_lungs, read_transform, write_inverse, write_transform
-from tests.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
+from tests.support.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
 
 TRANSFORM, INVERSE = TRANSFORMS
 

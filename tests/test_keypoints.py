@@ -31,7 +31,7 @@ from algorithm.refinement.keypoints.match import (
     search,
     search_margin,
 )
-from tests.strategies import smooth_field
+from tests.support.strategies import smooth_field
 
 GRID = Grid((36, 32, 30), (2.0, 2.1, 1.9), (-40.0, 12.0, 300.0))
 FLIPPED = replace(GRID, direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)))

@@ -17,7 +17,7 @@ import torch
 
 from algorithm.fields.transform import Transform
 from algorithm.files.writing import PARTIAL
-from tests.running import (
+from tests.support.running import (
     HANGS_HALF_WAY,
     call_main,
     field_array,

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from algorithm.files.writing import write_image
 from algorithm.results.result import read_result
 from algorithm.tools.match import doubling_days, matched, sphere_mm3
-from tests.made_up_results import FIXED_LUNGS, MOVING_LUNGS, points_in, write_result
-from tests.strategies import examples
+from tests.support.made_up_results import FIXED_LUNGS, MOVING_LUNGS, points_in, write_result
+from tests.support.strategies import examples
 from tests.test_command import lungreg
 from tests.test_points import fcsv, markups
 

@@ -14,7 +14,7 @@ from scipy.spatial.distance import pdist
 
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Grid
-from tests.strategies import examples
+from tests.support.strategies import examples
 from tests.test_breathing import two_lungs
 from tests.test_pairs import made_scan, scan_files
 from training import motion

@@ -25,7 +25,7 @@ from algorithm.geometry import (
     warp,
     world_displacement,
 )
-from tests.strategies import as_matrix, examples, generators, grids, rotations
+from tests.support.strategies import as_matrix, examples, generators, grids, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -25,7 +25,7 @@ from algorithm.objective import (
 )
 from algorithm.objective.local_correlation import local_correlation_distance
 from algorithm.objective.mind import mind_distance, mind_ssc
-from tests.strategies import as_matrix, examples, generators, rotations
+from tests.support.strategies import as_matrix, examples, generators, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

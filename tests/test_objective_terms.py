@@ -23,7 +23,7 @@ from algorithm.objective import (
 )
 from algorithm.objective.curvature import laplacian
 from algorithm.objective.ngf import gradient
-from tests.strategies import examples, generators, grids
+from tests.support.strategies import examples, generators, grids
 
 PROPERTY = examples(20)
 OBLIQUE = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))

@@ -14,7 +14,7 @@ from algorithm.geometry import displacement_at
 from benchmarks.invariance import shown
 from phantom.pair import PhantomPair
 from tests.odd_inputs import TABLE, Desk, Made, OddInput, document
-from tests.running import call_main, files_below, pair_options, results
+from tests.support.running import call_main, files_below, pair_options, results
 
 PAGE = Path(__file__).parent.parent / "docs" / "robustness.md"
 SAME_MM = 1.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from algorithm.cascade.network import UNet
-from tests.strategies import examples
+from tests.support.strategies import examples
 from training.optimiser import WARM_UP, Optimiser
 
 pytestmark = pytest.mark.usefixtures("one_thread")

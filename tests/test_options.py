@@ -10,7 +10,7 @@ from algorithm import __version__
 from algorithm.errors import InputError
 from algorithm.files.inputs import Inputs
 from algorithm.options import HELP, Options, parse
-from tests.running import call_main
+from tests.support.running import call_main
 
 
 def test_without_options_it_runs_as_the_platform_wants_it() -> None:

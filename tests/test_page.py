@@ -24,8 +24,8 @@ from algorithm.results.ownership import PAGE_MARK, is_own_page
 from algorithm.results.summary import figures, in_words
 from phantom.pair import PhantomPair
 from resultpages import viewer
-from tests.pages import Reader
-from tests.running import call_main, files_below, pair_options, results
+from tests.support.pages import Reader
+from tests.support.running import call_main, files_below, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

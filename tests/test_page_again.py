@@ -11,8 +11,8 @@ import SimpleITK as sitk
 from algorithm.cascade.weights import save_errors
 from algorithm.fields.expected_error import ErrorModels
 from algorithm.results.ownership import is_own_page
-from tests.pages import Reader
-from tests.running import call_main, files_below, pair_options, results
+from tests.support.pages import Reader
+from tests.support.running import call_main, files_below, pair_options, results
 from tests.test_command import lungreg
 from tests.test_expected_error import MODEL
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from algorithm.cascade.network import WINDOW_HU
 from algorithm.errors import InputError
 from algorithm.geometry import Grid, displacement_at, downsample, resample, warp
-from tests.strategies import as_matrix, examples, grids, smooth_field
+from tests.support.strategies import as_matrix, examples, grids, smooth_field
 from tests.test_breathing import two_lungs
 from training import bank
 from training.bank import write_bank

@@ -23,7 +23,7 @@ from phantom.__main__ import main
 from phantom.forms import FORMS, write_input
 from phantom.motion import Breathing
 from phantom.trees import Branches, Tubes, grow_tree
-from tests.strategies import examples
+from tests.support.strategies import examples
 
 MEDIUM = PhantomSettings(fixed_grid=chest_grid((100, 79, 93)), noise_hu=0.0)
 SMALL = PhantomSettings(fixed_grid=chest_grid((40, 32, 38)), noise_hu=0.0, detail_mm=1.0)

@@ -15,7 +15,17 @@ from algorithm.geometry import jacobian_determinant
 from algorithm.results.ownership import TRANSFORMS
 from algorithm.results.points import map_points
 from algorithm.results.result import Scan, read_result
-from tests.made_up_results import AFFINE, BOX, EXPECTED, FIXED, FIXED_LUNGS, MOVING_LUNGS, WAVY, points_in, write_result
+from tests.support.made_up_results import (
+    AFFINE,
+    BOX,
+    EXPECTED,
+    FIXED,
+    FIXED_LUNGS,
+    MOVING_LUNGS,
+    WAVY,
+    points_in,
+    write_result,
+)
 from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,7 @@ from algorithm.preparation import prealign as module
 from algorithm.preparation.prealign import prealign, starts
 from algorithm.preparation.scan import PrealignSettings, Scan
 from phantom import PhantomPair, PhantomSettings, chest_grid, make_pair
-from tests.strategies import as_matrix
+from tests.support.strategies import as_matrix
 
 SIZE = (36, 30, 34)
 """Voxels of 8 mm: half of what the program uses, to be quick."""

@@ -20,7 +20,7 @@ from algorithm.preparation.prepare import prepare
 from algorithm.preparation.subject import Subject, find_lungs, given_lungs
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
-from tests.running import pair_options, results
+from tests.support.running import pair_options, results
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from torch import Tensor
 from algorithm.fields.quality import quality, warnings
 from algorithm.geometry import Affine, Grid
 from algorithm.preparation.prepare import Prepared
-from tests.strategies import smooth_field
+from tests.support.strategies import smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -27,10 +27,10 @@ from algorithm.radiotherapy.dicomobjects import (
 )
 from algorithm.radiotherapy.structuresets import Structure, outlines, read_structures, shares, structure_set
 from algorithm.results.result import read_result
-from tests.dicom_series import write_series
-from tests.made_up_results import FIXED, FIXED_LUNGS, MOVING, MOVING_LUNGS, points_in, write_result
-from tests.plastimatch import needs_plastimatch, plastimatch
-from tests.strategies import examples
+from tests.support.dicom_series import write_series
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, MOVING_LUNGS, points_in, write_result
+from tests.support.plastimatch import needs_plastimatch, plastimatch
+from tests.support.strategies import examples
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.geometry import Affine, compose, jacobian_determinant
-from tests.strategies import examples
+from tests.support.strategies import examples
 from tests.test_breathing import GRID, LUNGS, PROPERTY, SEEDS, positions
 from training import random_motion
 from training.breathing import AT_REST, BREATH_HOLD

@@ -29,7 +29,7 @@ from algorithm.refinement.refine import (
     refine,
     swapped,
 )
-from tests.strategies import as_matrix, smooth_field
+from tests.support.strategies import as_matrix, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,8 +17,8 @@ from algorithm.files.writing import write_image
 from algorithm.geometry import IDENTITY, Affine, Grid, displacement_at, restored, slabs
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
-from tests.golden_check import landmark_errors_mm, read_transform
-from tests.running import (
+from tests.support.golden_check import landmark_errors_mm, read_transform
+from tests.support.running import (
     call_main,
     field_array,
     field_image,
@@ -27,7 +27,7 @@ from tests.running import (
     results,
     warped_image,
 )
-from tests.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
+from tests.support.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
 
 few = examples(15)
 MIRRORED = ((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, -1.0))

@@ -22,8 +22,8 @@ from algorithm.devices import choose_device
 from algorithm.errors import Progress
 from algorithm.report import Report
 from algorithm.results.texts import write_results
-from tests.pretended_gpu import pretended_gpu
-from tests.running import call_main, pair_options, results
+from tests.support.pretended_gpu import pretended_gpu
+from tests.support.running import call_main, pair_options, results
 
 
 def test_timings_add_up() -> None:

@@ -13,8 +13,8 @@ from baselines import ruehaak
 from benchmarks import landmarks
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
-from tests.golden_check import landmark_errors_mm, read_transform
-from tests.running import COARSE, files_below, prealignment_errors_mm, results
+from tests.support.golden_check import landmark_errors_mm, read_transform
+from tests.support.running import COARSE, files_below, prealignment_errors_mm, results
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from algorithm.errors import InputError
 from algorithm.lungs.segmentations import lungs_of
 from algorithm.preparation.prepare import prepare
-from tests.running import COARSE, call_main, field_array, pair_options
+from tests.support.running import COARSE, call_main, field_array, pair_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

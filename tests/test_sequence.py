@@ -18,7 +18,7 @@ from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid
 from algorithm.results.result import Result
 from algorithm.tools.sequence import find_phases, follow
-from tests.made_up_results import lungs_at
+from tests.support.made_up_results import lungs_at
 from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

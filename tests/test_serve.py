@@ -26,12 +26,12 @@ from algorithm.report import Report
 from algorithm.serve import attempt, serve
 from phantom.__main__ import input_files
 from phantom.forms import FORMS, write_input
-from tests.running import HANGS_HALF_WAY, call_main, field_array, files_below, results
+from tests.support.running import HANGS_HALF_WAY, call_main, field_array, files_below, results
 
 ROOT = Path(__file__).parent.parent
 OPENER = build_opener(ProxyHandler({}))  # no proxy of this machine's
 
-REAL = "import sys; from tests.running import call_main; sys.exit(call_main('serve', *sys.argv[1:]))"
+REAL = "import sys; from tests.support.running import call_main; sys.exit(call_main('serve', *sys.argv[1:]))"
 """The server as it is, but for a faster and coarser pre-alignment."""
 
 STUB = """

@@ -10,7 +10,7 @@ import torch
 from algorithm.geometry import Grid, canonical_axes, restored
 from algorithm.lungs import LungMask
 from algorithm.lungs.sides import LEFT, RIGHT, UNKNOWN, left_and_right
-from tests.made_up_results import FIXED, FIXED_LUNGS, write_result
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, write_result
 from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -32,8 +32,8 @@ from algorithm.geometry import Affine, Grid, inside, moving_index, resample_imag
 from algorithm.report import Report
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
-from tests.running import results
-from tests.strategies import examples, generators, grids, numbers, rotations
+from tests.support.running import results
+from tests.support.strategies import examples, generators, grids, numbers, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 GB = 10**9
@@ -189,7 +189,7 @@ def write_big_pair(folder: Path, size: tuple[int, int, int]) -> list[str]:
 
 
 ALGORITHM = ("-m", "algorithm")
-COARSELY = ("-c", "import sys; from tests.running import call_main; sys.exit(call_main(*sys.argv[1:]))")
+COARSELY = ("-c", "import sys; from tests.support.running import call_main; sys.exit(call_main(*sys.argv[1:]))")
 
 
 def run_limited(limit_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:

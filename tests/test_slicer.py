@@ -13,7 +13,7 @@ import SimpleITK as sitk
 
 from algorithm.files.writing import write_image
 from algorithm.tools.slicer import NAME
-from tests.made_up_results import EXPECTED, FIXED, MOVING, write_result
+from tests.support.made_up_results import EXPECTED, FIXED, MOVING, write_result
 from tests.test_apply import blobs, image
 from tests.test_command import lungreg
 

@@ -1,6 +1,6 @@
 """Does a registration's output hold what it held when the expectation was stored?
 
-    python -m tests.golden_check OUTPUT EXAMPLE [off]
+    python -m tests.support.golden_check OUTPUT EXAMPLE [off]
 
 OUTPUT, of ``--refine full`` or off, is what the algorithm wrote, by command line or container, for the phantom pair in
 EXAMPLE. Only SimpleITK and the written files are used, as any user would: the landmark error through the written field,

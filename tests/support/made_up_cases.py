@@ -1,7 +1,7 @@
 """Two small cases with an error known by hand, for the evaluation's tests and its container's.
 
-    python -m tests.made_up_cases make folders|platform FOLDER      FOLDER/input and FOLDER/ground_truth
-    python -m tests.made_up_cases check METRICS_JSON FAILED         what must come out, but for that many first cases
+    python -m tests.support.made_up_cases make folders|platform FOLDER    FOLDER/input and FOLDER/ground_truth
+    python -m tests.support.made_up_cases check METRICS_JSON FAILED       what must come out; the first FAILED fail
 
 The true motion is one voxel in each axis. The field of case_1 is exact, that of case_2 one voxel wrong along the
 first axis: 1.5 mm for each landmark, and a column too few or too many in each label.

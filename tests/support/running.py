@@ -15,7 +15,7 @@ from algorithm.__main__ import main
 from algorithm.preparation.prepare import PrepareSettings, prepare
 from algorithm.preparation.scan import PrealignSettings
 from algorithm.registration import REFINE
-from tests.golden_check import landmark_errors_mm, read_only_image
+from tests.support.golden_check import landmark_errors_mm, read_only_image
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, deformed=(30, 20)))
 """Close to the default on phantoms, in a tenth of its time."""
@@ -23,7 +23,7 @@ COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iter
 HANGS_HALF_WAY = """
 import sys, time
 from algorithm.fields.transform import Transform
-from tests.running import call_main
+from tests.support.running import call_main
 whole = Transform.{method}
 def half(self, *arguments):
     slab = next(whole(self, *arguments))
