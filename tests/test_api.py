@@ -16,10 +16,9 @@ from algorithm.files.images import read_image
 from algorithm.given import scan
 from algorithm.preparation.prepare import prepare
 from algorithm.results.ownership import TRANSFORMS
-from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, points_in, write_result
-from tests.support.running import COARSE, call_main, files_below, pair_options, results
-from tests.test_apply import blobs, image
-from tests.test_command import lungreg
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, blobs, points_in, write_result
+from tests.support.running import COARSE, call_main, files_below, lungreg, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -136,7 +135,7 @@ def test_masks_in_memory_count(monkeypatch: pytest.MonkeyPatch, example: Path, r
 
 @pytest.mark.parametrize("grid", [FIXED, MOVING])
 def test_images_of_nibabel_lie_where_simpleitk_puts_them(tmp_path: Path, grid: algorithm.geometry.Grid) -> None:
-    given = image(blobs(grid, "int16"), grid)
+    given = sitk_image(blobs(grid, "int16"), grid)
     sitk.WriteImage(given, str(tmp_path / "a.nii.gz"))
     by_file = read_image(tmp_path / "a.nii.gz")
     for found in (scan(given, "x"), scan(nibabel.load(tmp_path / "a.nii.gz"), "x")):
@@ -163,7 +162,7 @@ def test_what_is_no_scan_is_refused(registrar: algorithm.Registrar, given: objec
 
 def test_labels_and_points_are_checked(tmp_path: Path) -> None:
     loaded = algorithm.load(write_result(tmp_path / "result"))
-    labels = image(blobs(MOVING, "uint8"), MOVING)
+    labels = sitk_image(blobs(MOVING, "uint8"), MOVING)
     sitk.WriteImage(labels, str(tmp_path / "a.mha"))
     options = ("--onto=fixed", "--interpolation=nearest")
     assert lungreg("apply", tmp_path / "result", tmp_path / "a.mha", tmp_path / "b.mha", *options) == 0

@@ -10,8 +10,9 @@ from algorithm.files.writing import write_field
 from algorithm.geometry import Grid
 from algorithm.results.ownership import TRANSFORMS
 from algorithm.results.result import Scan, read_result
-from tests.support.made_up_results import FIXED, MOVING, WAVY, write_result
-from tests.test_command import lungreg
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import FIXED, MOVING, WAVY, blobs, write_result
+from tests.support.running import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,29 +22,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_result(tmp_path_factory.mktemp("result"))
 
 
-def image(values: np.ndarray, grid: Grid) -> sitk.Image:
-    found = sitk.GetImageFromArray(values)
-    found.SetSpacing(grid.spacing)
-    found.SetOrigin(grid.origin)
-    found.SetDirection(np.ravel(grid.direction).tolist())
-    return found
-
-
-def blobs(grid: Grid, dtype: str) -> np.ndarray:
-    """Smooth noise, -1000 to some hundreds; or labels 0 to 3."""
-    rng = np.random.default_rng(1)
-    smooth = sitk.GetArrayFromImage(
-        sitk.DiscreteGaussian(image(rng.normal(size=grid.shape), Grid(grid.size)), variance=4.0)
-    )
-    smooth = smooth / np.abs(smooth).max()
-    return (
-        np.digitize(smooth, [-0.2, 0.0, 0.2]).astype(dtype) if dtype == "uint8" else (smooth * 900 - 500).astype(dtype)
-    )
-
-
 def expected(result: Path, source: Path, onto: Scan, interpolator: int, background: float) -> np.ndarray:
     transform = sitk.ReadTransform(str(result / TRANSFORMS[onto == "moving"]))
-    reference = image(np.zeros((FIXED if onto == "fixed" else MOVING).shape), FIXED if onto == "fixed" else MOVING)
+    reference = sitk_image(np.zeros((FIXED if onto == "fixed" else MOVING).shape), FIXED if onto == "fixed" else MOVING)
     of = sitk.ReadImage(str(source))
     pixel = of.GetPixelID() if background == 0 else sitk.sitkFloat64
     return sitk.GetArrayFromImage(sitk.Resample(of, reference, transform, interpolator, background, pixel))
@@ -66,7 +47,7 @@ def test_images_are_those_that_simpleitk_makes(
     monkeypatch.setattr("algorithm.results.apply.SLAB_VOXELS", 2000)  # several slabs
     grid = MOVING if onto == "fixed" else FIXED
     source, out = tmp_path / "a.nrrd", tmp_path / "b.mha"
-    sitk.WriteImage(image(blobs(grid, dtype), grid), str(source))
+    sitk.WriteImage(sitk_image(blobs(grid, dtype), grid), str(source))
     assert lungreg("apply", result, source, out, "--onto", onto, "--interpolation", interpolation) == 0
     found, on = sitk.ReadImage(str(out)), FIXED if onto == "fixed" else MOVING
     assert (found.GetSize(), found.GetSpacing(), found.GetOrigin()) == (on.size, on.spacing, on.origin)
@@ -83,7 +64,7 @@ def test_an_image_goes_where_its_points_go(tmp_path: Path, result: Path, onto: S
     grid, of = (MOVING, "moving") if onto == "fixed" else (FIXED, "fixed")
     values = np.zeros(grid.shape, np.float32)
     values[13, 14, 15] = 1
-    sitk.WriteImage(sitk.SmoothingRecursiveGaussian(image(values, grid), 8.0), str(tmp_path / "a.mha"))
+    sitk.WriteImage(sitk.SmoothingRecursiveGaussian(sitk_image(values, grid), 8.0), str(tmp_path / "a.mha"))
     centre = ",".join(map(str, grid.to_world(np.array([15, 14, 13]))))
     (tmp_path / "a.csv").write_text(f"x,y,z\n{centre}\n")
     assert lungreg("apply", result, tmp_path / "a.mha", tmp_path / "a.csv", tmp_path, "--onto", onto) == 0
@@ -100,8 +81,8 @@ def test_an_image_goes_where_its_points_go(tmp_path: Path, result: Path, onto: S
 
 def test_another_grid_and_background(tmp_path: Path, result: Path) -> None:
     reference = Grid((9, 8, 7), (20.0, 20.0, 30.0), (-100.0, -100.0, 80.0))
-    sitk.WriteImage(image(np.zeros(reference.shape, np.uint8), reference), str(tmp_path / "reference.nii.gz"))
-    sitk.WriteImage(image(blobs(MOVING, "float32"), MOVING), str(tmp_path / "a.nii.gz"))
+    sitk.WriteImage(sitk_image(np.zeros(reference.shape, np.uint8), reference), str(tmp_path / "reference.nii.gz"))
+    sitk.WriteImage(sitk_image(blobs(MOVING, "float32"), MOVING), str(tmp_path / "a.nii.gz"))
     options = ("--onto=fixed", f"--reference={tmp_path / 'reference.nii.gz'}", "--background=7")
     assert lungreg("apply", result, tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", *options) == 0
     found = sitk.ReadImage(str(tmp_path / "b.nii.gz"))
@@ -112,7 +93,7 @@ def test_another_grid_and_background(tmp_path: Path, result: Path) -> None:
 def test_labels_that_vanish_are_named(tmp_path: Path, result: Path, capfd: pytest.CaptureFixture[str]) -> None:
     values = blobs(MOVING, "uint8")
     values[0, 0, 0] = 77
-    sitk.WriteImage(image(values, MOVING), str(tmp_path / "a.mha"))
+    sitk.WriteImage(sitk_image(values, MOVING), str(tmp_path / "a.mha"))
     assert lungreg("apply", result, tmp_path / "a.mha", tmp_path / "b.mha", "--onto=fixed") == 0
     said = capfd.readouterr().out
     assert "if these are labels, --interpolation nearest" in said
@@ -130,8 +111,8 @@ def test_a_result_without_transforms_still_brings_images_onto_the_fixed_scan(
     write_field(folder / "a.mha", FIXED, [WAVY.field(FIXED)], "itk")
     (tmp_path / "results.json").write_text("{}")
     source, reference = tmp_path / "a.mha", tmp_path / "r.mha"
-    sitk.WriteImage(image(blobs(MOVING, "int16"), MOVING), str(source))
-    sitk.WriteImage(image(np.zeros(FIXED.shape, np.uint8), FIXED), str(reference))
+    sitk.WriteImage(sitk_image(blobs(MOVING, "int16"), MOVING), str(source))
+    sitk.WriteImage(sitk_image(np.zeros(FIXED.shape, np.uint8), FIXED), str(reference))
     assert lungreg("apply", tmp_path, source, tmp_path / "b.mha", "--onto=fixed") == 2
     assert "expected --reference" in capfd.readouterr().err
     assert lungreg("apply", tmp_path, source, tmp_path / "b.mha", "--onto=fixed", f"--reference={reference}") == 0
@@ -149,7 +130,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
     tmp_path: Path, result: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "a.mha"
-    sitk.WriteImage(image(blobs(MOVING, "int16"), MOVING), str(source))
+    sitk.WriteImage(sitk_image(blobs(MOVING, "int16"), MOVING), str(source))
     sitk.WriteImage(sitk.Image((5, 5, 5, 2), sitk.sitkInt16), str(tmp_path / "four.mha"))
     (tmp_path / "b").mkdir()
     before = {path.name for path in tmp_path.rglob("*")}

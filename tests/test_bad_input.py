@@ -16,16 +16,10 @@ from algorithm.cascade.weights import FILE, MANIFEST
 from phantom.__main__ import input_files
 from phantom.forms import write_input
 from tests.support.dicom_series import write_series
+from tests.support.refusals import sentence
 from tests.support.running import call_main, files_below, pair_options
 
 ROOT = Path(__file__).parent.parent
-
-
-def sentence(stderr: str) -> str:
-    """The last line; there is no traceback above it."""
-    assert "Traceback" not in stderr
-    assert stderr.endswith("\n")
-    return stderr.splitlines()[-1]
 
 
 def refusal(capfd: pytest.CaptureFixture[str], output: Path, *options: str) -> str:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from algorithm.results.result import Scan
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
-from tests.test_command import lungreg
+from tests.support.running import lungreg
 
 SIZE = (96, 96, 96)
 MOST_MM = 0.4

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
-from algorithm.geometry import Grid, jacobian_determinant, linear_index_map, resample, warp
+from algorithm.geometry import jacobian_determinant, resample, warp
 from algorithm.hounsfield import AIR_HU
+from tests.support.made_up_lungs import GRID, LUNGS, SEEDS, positions
 from tests.support.strategies import examples
 from training import breathing
 from training.breathing import AT_REST, BREATH_HOLD, BreathingSettings, deformed, scanned, simulate
@@ -22,27 +22,8 @@ from training.random_motion import MotionSettings, draw_motion
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROPERTY = examples(8)
-GRID = Grid((36, 32, 40), spacing=(7.0, 7.5, 6.0), origin=(-120.0, -110.0, 50.0))
 QUIET = BreathingSettings(noise_hu=0.0, offset_hu=0.0, truncation=0.0)
 HELD = replace(BREATH_HOLD, noise_hu=0.0, offset_hu=0.0, truncation=0.0)
-SEEDS = st.integers(0, 2**31)
-
-
-def positions(grid: Grid) -> Tensor:
-    """World positions (1, 3, z, y, x) of the voxels."""
-    axes, origin = torch.from_numpy(grid.axes).float(), torch.tensor(grid.origin)
-    return linear_index_map(axes, origin, grid.shape).permute(0, 4, 1, 2, 3)
-
-
-def two_lungs(grid: Grid = GRID) -> Tensor:
-    """Two ellipsoids of 45 × 70 × 90 mm, side by side."""
-    x = positions(grid) - torch.from_numpy(grid.to_world((np.array(grid.size) - 1) / 2)).float().reshape(1, 3, 1, 1, 1)
-    shifted = torch.stack([x[:, 0].abs() - 60, x[:, 1], x[:, 2]], 1)
-    radii = torch.tensor([45.0, 70.0, 90.0]).reshape(1, 3, 1, 1, 1)
-    return ((shifted / radii).square().sum(dim=1, keepdim=True) < 1).float()
-
-
-LUNGS = two_lungs()
 
 
 def textured(low_hu: float, high_hu: float) -> Tensor:

@@ -1,8 +1,6 @@
 """The page in a browser: no script error, the viewer draws, the slider moves. Skipped where there is no Chromium."""
 
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +11,10 @@ from algorithm.pages.page import registration_page
 from algorithm.pages.view import Pair
 from algorithm.results.ownership import PAGE_MARK
 from resultpages.viewer import library
+from tests.support.pages import browse, needs_chromium
 from tests.test_page import pair, said  # noqa: F401  (a fixture)
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-OPTIONS = (
-    *("--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--hide-scrollbars"),
-    *("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--disable-quic", "--enable-logging=stderr", "--virtual-time-budget=20000", "--window-size=1000,900"),
-)
-SECONDS = 120
-
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium"),
-    pytest.mark.usefixtures("one_thread"),
-]
-
-
-def browse(page: Path, folder: Path, *options: str) -> tuple[str, list[str]]:
-    """What the page became, and what its scripts said on the console; offline."""
-    command = [str(CHROMIUM), *OPTIONS, f"--user-data-dir={folder / 'profile'}", *options]
-    done = subprocess.run([*command, f"file://{page}"], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+pytestmark = [needs_chromium, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

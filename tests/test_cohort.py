@@ -25,7 +25,7 @@ from algorithm.cohort.run import PACKAGE, WORKFLOW
 from algorithm.cohort.settings import Settings
 from algorithm.cohort.table import checked_table
 from algorithm.errors import InputError
-from tests.test_command import lungreg
+from tests.support.running import lungreg
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 600

@@ -11,8 +11,7 @@ import pytest
 from algorithm.cohort.page import COLUMNS, cohort_page, outliers, write_report
 from algorithm.cohort.pictures import pictures_of
 from resultpages.pictures import picture
-from tests.support.pages import Reader
-from tests.test_browser import CHROMIUM, browse
+from tests.support.pages import Reader, browse, needs_chromium
 
 
 def figures(number: int = 60) -> list[dict[str, Any]]:
@@ -114,7 +113,7 @@ document.title = subjects[0] + " " + subjects[subjects.length - 1];
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+@needs_chromium
 def test_a_browser_sorts_the_table_and_no_script_fails(tmp_path: Path) -> None:
     page = tmp_path / "cohort.html"
     text = cohort_page(figures(), tmp_path)

@@ -13,19 +13,9 @@ from packaging.requirements import Requirement
 from algorithm import __main__ as container
 from algorithm import __version__, command
 from algorithm.options import Options
+from tests.support.running import lungreg
 
 ROOT = Path(__file__).parent.parent
-
-
-def lungreg(*arguments: object) -> int:
-    """The exit code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["lungreg", *map(str, arguments)])
-        try:
-            return command.main()
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            return end.code
 
 
 @pytest.fixture

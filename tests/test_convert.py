@@ -13,8 +13,8 @@ from algorithm.files.writing import write_field
 from algorithm.results.ownership import TRANSFORMS
 from evaluation.convert import main
 from evaluation.fields import read_field
+from tests.support.grids import sitk_image
 from tests.support.made_up_results import FIXED, MOVING, WAVY, write_result
-from tests.test_apply import image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +37,7 @@ def vectors(field: sitk.Image) -> np.ndarray:
 @pytest.mark.parametrize("name", ["a.mha", "a.nrrd", "warp.nii.gz", "a.h5", "a.tfm", "ras.nii.gz", "empire10", "a.txt"])
 def test_a_result_is_the_same_map_in_every_format(tmp_path: Path, result: Path, name: str) -> None:
     out, fixed = tmp_path / name, tmp_path / "fixed.mha"
-    sitk.WriteImage(image(np.zeros(FIXED.shape, np.uint8), FIXED), str(fixed))
+    sitk.WriteImage(sitk_image(np.zeros(FIXED.shape, np.uint8), FIXED), str(fixed))
     options = ["--to", "nifti"] if name.startswith("ras") else []
     assert main([str(result), str(out), *options]) == 0
     read = tmp_path / "a_field.mha" if name == "a.txt" else out
@@ -96,7 +96,7 @@ def test_nifti_vectors_say_what_they_are(tmp_path: Path, result: Path) -> None:
 @pytest.fixture
 def moving_file(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    smooth = sitk.SmoothingRecursiveGaussian(image(rng.normal(size=MOVING.shape).astype(np.float32), MOVING), 12.0)
+    smooth = sitk.SmoothingRecursiveGaussian(sitk_image(rng.normal(size=MOVING.shape).astype(np.float32), MOVING), 12.0)
     sitk.WriteImage(smooth * 1000, str(tmp_path / "moving.nii.gz"))
     return tmp_path / "moving.nii.gz"
 
@@ -107,7 +107,7 @@ def test_ants_applies_it_as_simpleitk(tmp_path: Path, result: Path, moving_file:
     ants = pytest.importorskip("ants")
     grid = FIXED if onto == "fixed" else MOVING
     reference = tmp_path / "reference.nii.gz"
-    sitk.WriteImage(image(np.zeros(grid.shape, np.float32), grid), str(reference))
+    sitk.WriteImage(sitk_image(np.zeros(grid.shape, np.float32), grid), str(reference))
     name = str(result / TRANSFORMS[onto == "moving"])
     if form == "warp":
         name = str(tmp_path / "warp.nii.gz")
@@ -135,7 +135,7 @@ def test_transformix_applies_it_as_simpleitk(tmp_path: Path, result: Path, movin
     parameters.ReadParameterFile(str(tmp_path / "parameters.txt"))
     theirs = itk.array_from_image(itk.transformix_filter(itk.imread(str(moving_file), itk.F), parameters))
     transform = sitk.ReadTransform(str(result / TRANSFORMS[onto == "moving"]))
-    reference = image(np.zeros(grid.shape, np.float32), grid)
+    reference = sitk_image(np.zeros(grid.shape, np.float32), grid)
     ours = sitk.Resample(sitk.ReadImage(str(moving_file)), reference, transform, sitk.sitkLinear, -1000.0)
     far = np.abs(theirs - sitk.GetArrayFromImage(ours)) > 0.5
     assert far.mean() < 2e-3, far.mean()

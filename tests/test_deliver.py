@@ -18,6 +18,7 @@ from algorithm.preparation.subject import Subject
 from algorithm.report import Report
 from algorithm.results.outputs import prepare_outputs
 from algorithm.results.ownership import TRANSFORMS
+from tests.support.grids import sitk_image
 from tests.support.running import field_image
 from tests.support.strategies import smooth_field
 
@@ -102,13 +103,8 @@ def test_the_small_field_resampled_by_simpleitk_is_the_large_one(tmp_path: Path,
     field, grid = read_field(path)
     assert grid == COARSE and field_image(small).GetDimension() == (3 if layout == "itk" else 4)
     assert path.stat().st_size < 12.1 * COARSE.size[0] * COARSE.size[1] * COARSE.size[2] + 1000
-    vectors = sitk.GetImageFromArray(field[0].permute(1, 2, 3, 0).contiguous().numpy(), isVector=True)
-    vectors.SetSpacing(grid.spacing)
-    vectors.SetOrigin(grid.origin)
-    reference = sitk.Image(OUTPUT.size, sitk.sitkUInt8)
-    reference.SetSpacing(OUTPUT.spacing)
-    reference.SetOrigin(OUTPUT.origin)
-    reference.SetDirection(np.ravel(OUTPUT.direction).tolist())
+    vectors = sitk_image(field[0].permute(1, 2, 3, 0).contiguous().numpy(), grid)
+    reference = sitk_image(np.zeros(OUTPUT.shape, np.uint8), OUTPUT)
     found = sitk.GetArrayFromImage(sitk.Resample(vectors, reference, sitk.Transform(), sitk.sitkLinear, 0.0))
     (path,) = (large / "images" / "displacement-field").glob("*.mha")
     expected = read_field(path)[0][0].permute(1, 2, 3, 0).numpy()
@@ -125,15 +121,6 @@ def within_outermost_centres(grid: Grid, small: Grid) -> np.ndarray:
     return validity(torch.zeros(1, 3, *grid.shape, dtype=torch.float64), grid, middles)[0, 0].numpy()
 
 
-def sitk_image(array: np.ndarray, vector: bool = False) -> sitk.Image:
-    """On `OUTPUT`."""
-    image = sitk.GetImageFromArray(array, isVector=vector)
-    image.SetSpacing(OUTPUT.spacing)
-    image.SetOrigin(OUTPUT.origin)
-    image.SetDirection(np.ravel(OUTPUT.direction).tolist())
-    return image
-
-
 def test_the_warped_image_is_that_of_the_written_field_also_after_a_repair(tmp_path: Path) -> None:
     """SimpleITK resamples the moving image by the field in the file; where that leads outside it, there is air."""
     transform = Transform(spikes(), COARSE, Affine.from_arrays(np.eye(3) * 1.1, np.array([3.0, 2.0, -9.0])))
@@ -141,8 +128,8 @@ def test_the_warped_image_is_that_of_the_written_field_also_after_a_repair(tmp_p
     field, _ = read_field(next((folder / "images" / "displacement-field").glob("*.mha")))
     assert (field - transform.field(OUTPUT)).abs().max() > 1  # it was repaired
     warped = read_image(next((folder / "images" / "warped-moving").glob("*.mha"))).voxels[0, 0].numpy()
-    vectors = sitk_image(field[0].permute(1, 2, 3, 0).double().contiguous().numpy(), vector=True)
-    moving = sitk_image(noise()[0, 0].numpy())
+    vectors = sitk_image(field[0].permute(1, 2, 3, 0).double().contiguous().numpy(), OUTPUT)
+    moving = sitk_image(noise()[0, 0].numpy(), OUTPUT)
     air = -1000.0
     transform_ = sitk.DisplacementFieldTransform(vectors)
     expected = sitk.GetArrayFromImage(sitk.Resample(moving, moving, transform_, sitk.sitkLinear, air, sitk.sitkFloat32))

@@ -25,6 +25,7 @@ from tests.support.dicom_series import (
     write_slice,
     write_two_acquisitions,
 )
+from tests.support.refusals import refusal
 from tests.support.running import call_main, files_below, pair_options, warped_image
 
 
@@ -58,14 +59,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spoilt(tmp_path: Path, series: Path) -> Path:
     """A copy to spoil."""
     return shutil.copytree(series, tmp_path / "copy")
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        read_image(folder)
-    message = str(caught.value)
-    assert str(folder) in message and "expected" in message and "\n" not in message
-    return message
 
 
 # --- what is read ----------------------------------------------------------------------------------------------------
@@ -157,13 +150,13 @@ def test_remarks_name_what_was_left_out(spoilt: Path, tmp_path: Path, name: str,
     assert says in remark
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "all" / f"{name}.dcm", tmp_path / "alone")
-    assert says in refusal(tmp_path / "alone")
+    assert says in refusal(read_image, tmp_path / "alone")
 
 
 def test_a_damaged_slice_is_never_left_out(spoilt: Path) -> None:
     """Unlike a structure set it is an image by its file's header."""
     write_object(file_of(spoilt, 17), uid.CTImageStorage, "CT")  # the last one: no gap would tell
-    assert "expected a whole CT slice" in refusal(spoilt)
+    assert "expected a whole CT slice" in refusal(read_image, spoilt)
 
 
 ORDERS = {"as stacked": range(18), "from the top": range(17, -1, -1), "halves exchanged": [*range(9, 18), *range(9)]}
@@ -197,12 +190,12 @@ def test_enhanced_ct_in_several_files(tmp_path: Path) -> None:
 def test_refuses_folders_without_dicom(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x" * 500)
     assert not holds_dicom(tmp_path)
-    assert "no DICOM image" in refusal(tmp_path)
+    assert "no DICOM image" in refusal(read_image, tmp_path)
 
 
 def test_refuses_several_series_with_a_list(spoilt: Path) -> None:
     write_series(spoilt, chest((20, 17, 3)), {"0020|000e": "1.2.3.5", "0008|103e": "thin lung"}, "other{}.dcm")
-    message = refusal(spoilt)
+    message = refusal(read_image, spoilt)
     assert "2 DICOM series" in message
     assert "1.2.3.4: 18 slice(s) of chest" in message and "1.2.3.5: 3 slice(s) of thin lung" in message
 
@@ -210,7 +203,7 @@ def test_refuses_several_series_with_a_list(spoilt: Path) -> None:
 def test_lists_only_a_few_of_many_series(tmp_path: Path) -> None:
     for number in range(80):
         write_series(tmp_path, chest((20, 17, 1)), {"0020|000e": f"1.2.{number}"}, f"{number}{{}}.dcm")
-    message = refusal(tmp_path)
+    message = refusal(read_image, tmp_path)
     assert "80 DICOM series" in message and "; and 76 more" in message and message.count("slice(s)") == 4
 
 
@@ -222,12 +215,12 @@ def test_lists_only_a_few_of_many_series(tmp_path: Path) -> None:
     ],
 )
 def test_refuses_what_is_no_ct_volume(tmp_path: Path, tags: dict[str, str], says: str) -> None:
-    assert says in refusal(write_series(tmp_path / "a", chest((20, 17, 3)), tags))
+    assert says in refusal(read_image, write_series(tmp_path / "a", chest((20, 17, 3)), tags))
 
 
 def test_refuses_a_missing_slice(spoilt: Path) -> None:
     file_of(spoilt, 5).unlink()
-    message = refusal(spoilt)
+    message = refusal(read_image, spoilt)
     assert "6 mm apart where 3 mm is usual" in message
     assert file_of(spoilt, 4).name in message and file_of(spoilt, 6).name in message
 
@@ -237,28 +230,32 @@ def test_refuses_uneven_spacing_but_not_rounded_positions(tmp_path: Path) -> Non
     upright.SetDirection(np.eye(3).ravel())
     rounded = write_series(tmp_path / "a", upright, shift_mm=lambda z: (0.0, 0.0, 0.05 * (-1) ** z))
     np.testing.assert_allclose(read_image(rounded).grid.spacing[2], 3.0, atol=0.01)
-    message = refusal(write_series(tmp_path / "b", upright, shift_mm=lambda z: (0.0, 0.0, 2.0 * max(0, z - 12))))
+    message = refusal(
+        read_image, write_series(tmp_path / "b", upright, shift_mm=lambda z: (0.0, 0.0, 2.0 * max(0, z - 12)))
+    )
     assert "5 mm apart where 3 mm is usual" in message
 
 
 def test_refuses_a_slice_that_is_there_twice(spoilt: Path) -> None:
     shutil.copy(file_of(spoilt, 3), spoilt / "twin.dcm")
-    message = refusal(spoilt)
+    message = refusal(read_image, spoilt)
     assert "twin.dcm" in message and file_of(spoilt, 3).name in message and "same place" in message
 
 
 def test_refuses_a_tilted_gantry(tmp_path: Path) -> None:
     upright = chest()
     upright.SetDirection(np.eye(3).ravel())
-    message = refusal(write_series(tmp_path / "a", upright, shift_mm=lambda z: (0.0, 3 * z * np.tan(0.1), 0.0)))
+    message = refusal(
+        read_image, write_series(tmp_path / "a", upright, shift_mm=lambda z: (0.0, 3 * z * np.tan(0.1), 0.0))
+    )
     assert "shifted sideways by up to 5.117 mm" in message
 
 
 def test_refuses_one_slice_and_too_few(tmp_path: Path, series: Path) -> None:
     (tmp_path / "one").mkdir()
     shutil.copy(file_of(series, 3), tmp_path / "one")
-    assert "one DICOM slice" in refusal(tmp_path / "one")
-    assert "at least 16 voxels" in refusal(write_series(tmp_path / "few", chest((20, 17, 5))))
+    assert "one DICOM slice" in refusal(read_image, tmp_path / "one")
+    assert "at least 16 voxels" in refusal(read_image, write_series(tmp_path / "few", chest((20, 17, 5))))
 
 
 @pytest.mark.parametrize("tag", ["0020|0032", "0020|0037"])
@@ -266,22 +263,22 @@ def test_refuses_one_slice_and_too_few(tmp_path: Path, series: Path) -> None:
 def test_refuses_slices_without_a_place(spoilt: Path, tag: str, value: bytes) -> None:
     image = sitk.ReadImage(str(file_of(spoilt, 3)))
     overwrite(file_of(spoilt, 3), image.GetMetaData(tag).strip(), value)
-    message = refusal(spoilt)
+    message = refusal(read_image, spoilt)
     assert "ImagePositionPatient" in message or "ImageOrientationPatient" in message
 
 
 def test_refuses_unequal_slices(spoilt: Path) -> None:
     write_slice(file_of(spoilt, 3), chest((21, 17, 18)), 3, {}, np.zeros(3))
-    assert "differs in size" in refusal(spoilt)
+    assert "differs in size" in refusal(read_image, spoilt)
     write_slice(file_of(spoilt, 3), chest(), 3, {"0020|0037": "1\\0\\0\\0\\1\\0"}, np.zeros(3))
-    assert "ImageOrientationPatient from" in refusal(spoilt)
+    assert "ImageOrientationPatient from" in refusal(read_image, spoilt)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.2, 0.7, 0.999])
 def test_refuses_a_file_cut_short(spoilt: Path, kept: float) -> None:
     path = file_of(spoilt, 3)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    assert str(path) in refusal(spoilt)
+    assert str(path) in refusal(read_image, spoilt)
 
 
 def test_refuses_axes_that_are_not_square(tmp_path: Path) -> None:
@@ -290,42 +287,42 @@ def test_refuses_axes_that_are_not_square(tmp_path: Path) -> None:
     folder = write_series(tmp_path / "a", upright)
     for path in folder.iterdir():
         overwrite(path, "1\\0\\0\\0\\1\\0", b"1\\0\\0\\1\\1\\0")
-    assert "orthonormal" in refusal(folder)
+    assert "orthonormal" in refusal(read_image, folder)
 
 
 @pytest.mark.parametrize("places", [0, 17])
 def test_refuses_frames_without_places(tmp_path: Path, places: int) -> None:
     write_enhanced(tmp_path / "a.dcm", chest(), list(range(18)), [1.0], places)
-    assert f"has 18 frames, and positions for {places} of them" in refusal(tmp_path)
+    assert f"has 18 frames, and positions for {places} of them" in refusal(read_image, tmp_path)
 
 
 def test_refuses_frames_that_are_no_enhanced_ct(tmp_path: Path) -> None:
     pixels = {**PIXELS, "Rows": 17, "Columns": 20, "NumberOfFrames": 18, "PixelData": bytes(2 * 17 * 20 * 18)}
     place = {"ImagePositionPatient": [0, 0, 0], "ImageOrientationPatient": [1, 0, 0, 0, 1, 0]}
     write_object(tmp_path / "a.dcm", uid.MultiFrameGrayscaleWordSecondaryCaptureImageStorage, "CT", **pixels, **place)
-    assert "has 18 frames, and positions for 0 of them" in refusal(tmp_path)
+    assert "has 18 frames, and positions for 0 of them" in refusal(read_image, tmp_path)
 
 
 def test_refuses_an_enhanced_ct_with_several_phases(tmp_path: Path) -> None:
     write_enhanced(tmp_path / "a.dcm", chest(), [*range(18), *range(18)], [1.0])
-    assert "2 slices or more at each of 18 places" in refusal(tmp_path)
+    assert "2 slices or more at each of 18 places" in refusal(read_image, tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.9])
 def test_refuses_an_enhanced_ct_cut_short(tmp_path: Path, kept: float) -> None:
     path = write_enhanced(tmp_path / "a.dcm", chest(), list(range(18)), [1.0])
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
-    assert str(path) in refusal(tmp_path)
+    assert str(path) in refusal(read_image, tmp_path)
 
 
 def test_refuses_phases_at_the_same_places(tmp_path: Path) -> None:
     for phase in range(3):
         write_series(tmp_path / "a", chest(), {"0020|0100": str(phase)}, f"{phase} {{}}")
-    assert "3 slices or more at each of 18 places" in refusal(tmp_path / "a")
+    assert "3 slices or more at each of 18 places" in refusal(read_image, tmp_path / "a")
 
 
 def test_refuses_acquisitions_among_each_other_but_not_one_after_the_other(tmp_path: Path) -> None:
-    message = refusal(write_two_acquisitions(tmp_path / "a", chest(), chest(), ("1", "2")))
+    message = refusal(read_image, write_two_acquisitions(tmp_path / "a", chest(), chest(), ("1", "2")))
     assert "AcquisitionNumber 1: 18 slices, 2: 18 slices" in message and "folder of their own" in message
     for z in range(18):  # as of a scanner that moves the table from slice to slice, or goes on after a pause
         for folder, number in (("b", z), ("c", z // 9)):
@@ -350,7 +347,7 @@ def test_refuses_two_phases_in_turn_that_no_tag_tells(tmp_path: Path, example_pa
     one, same = (scan(resample(example_pair.fixed, grid, g), 8.0) for g in (grid, upper))
     other = scan(resample(example_pair.moving, example_pair.moving_grid, upper), 8.0)
     assert read_image(write_two_acquisitions(tmp_path / "a", one, same, ("1", "1"))).grid.spacing[2] == 4.0
-    message = refusal(write_two_acquisitions(tmp_path / "b", one, other, ("1", "1")))
+    message = refusal(read_image, write_two_acquisitions(tmp_path / "b", one, other, ("1", "1")))
     assert "neighbouring slices differ more than every second one" in message
 
 

@@ -22,12 +22,10 @@ from algorithm.fields.inverse import framed
 from algorithm.files.writing import write_field, write_image
 from algorithm.options import Options
 from algorithm.preparation.prepare import prepare
-from tests.support.made_up_results import EXPECTED, FIXED, MOVING, WAVY, write_result
-from tests.support.running import COARSE
-from tests.test_apply import blobs, image
-from tests.test_command import lungreg
-from tests.test_expected_error import MODEL
-from tests.test_points import POINTS, fcsv, stl
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import EXPECTED, FIXED, MODEL, MOVING, WAVY, blobs, write_result
+from tests.support.point_files import POINTS, fcsv, stl
+from tests.support.running import COARSE, lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,10 +55,10 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("onto_later", "later_segmentations"):
         (folder / name).mkdir()
     for name, grid in (("later", FIXED), ("earlier", MOVING), ("other_grid", FIXED), ("lungs", FIXED)):
-        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
+        sitk.WriteImage(sitk_image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
     for name, grid in (("now", FIXED), ("before", MOVING)):  # as results.json has them
-        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.mha"))
-    sitk.WriteImage(image(blobs(MOVING, "uint8"), MOVING), str(folder / "lobes.nii.gz"))
+        sitk.WriteImage(sitk_image(blobs(grid, "int16"), grid), str(folder / f"{name}.mha"))
+    sitk.WriteImage(sitk_image(blobs(MOVING, "uint8"), MOVING), str(folder / "lobes.nii.gz"))
     (folder / "nodule.fcsv").write_text(fcsv(POINTS, "LPS"))
     (folder / "vessels.stl").write_bytes(stl(POINTS, True))
     rows = "".join(f"{x},{y},{z}\n" for x, y, z in POINTS)

@@ -33,29 +33,10 @@ from evaluation.fields import (
 from evaluation.ground_truth import read_labels
 from evaluation.images import read_image
 from evaluation.pictures import read_scan
-from tests.support.strategies import as_matrix, examples, grids
+from tests.support.grids import OBLIQUE, blank, noisy_field, sitk_image
+from tests.support.strategies import examples, grids
 
-ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
-OBLIQUE = Grid((11, 9, 10), (1.5, 0.75, 2.5), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
 PROPERTY = examples(8)
-
-
-def on_grid(array: np.ndarray, grid: Grid) -> sitk.Image:
-    """(z, y, x) as a scalar image, (z, y, x, 3) as vectors."""
-    image = sitk.GetImageFromArray(array, isVector=array.ndim == 4)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(np.array(grid.direction).ravel())
-    return image
-
-
-def noise(grid: Grid, amplitude_mm: float = 3.0) -> sitk.Image:
-    vectors = np.random.default_rng(0).uniform(-amplitude_mm, amplitude_mm, (*grid.shape, 3))
-    return on_grid(vectors.astype(np.float32), grid)
-
-
-def blank(grid: Grid) -> sitk.Image:
-    return on_grid(np.zeros(grid.shape, np.uint8), grid)
 
 
 def assert_same(a: sitk.Image, b: sitk.Image, atol: float = 1e-5) -> None:
@@ -66,29 +47,29 @@ def assert_same(a: sitk.Image, b: sitk.Image, atol: float = 1e-5) -> None:
 
 @pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nii", "a.nii.gz", "a.nrrd"])
 def test_itk_formats_are_read_as_they_were_written(tmp_path: Path, name: str) -> None:
-    write_itk(noise(OBLIQUE), tmp_path / name)
-    assert_same(read_field(tmp_path / name), noise(OBLIQUE), atol=1e-6)
+    write_itk(noisy_field(OBLIQUE), tmp_path / name)
+    assert_same(read_field(tmp_path / name), noisy_field(OBLIQUE), atol=1e-6)
 
 
 def test_float64_vectors_become_float32(tmp_path: Path) -> None:
-    write_itk(sitk.Cast(noise(OBLIQUE), sitk.sitkVectorFloat64), tmp_path / "a.mha")
-    assert_same(read_field(tmp_path / "a.mha"), noise(OBLIQUE))
+    write_itk(sitk.Cast(noisy_field(OBLIQUE), sitk.sitkVectorFloat64), tmp_path / "a.mha")
+    assert_same(read_field(tmp_path / "a.mha"), noisy_field(OBLIQUE))
 
 
 def test_the_platforms_layout_has_four_axes(tmp_path: Path) -> None:
-    write_grand_challenge(noise(OBLIQUE), tmp_path / "a.mha")
+    write_grand_challenge(noisy_field(OBLIQUE), tmp_path / "a.mha")
     stored = sitk.ReadImage(str(tmp_path / "a.mha"))
     assert stored.GetSize() == (*OBLIQUE.size, 3)
     assert stored.GetNumberOfComponentsPerPixel() == 1
-    assert_same(sitk.Compose([stored[:, :, :, c] for c in range(3)]), noise(OBLIQUE))
-    assert_same(read_field(tmp_path / "a.mha"), noise(OBLIQUE))
+    assert_same(sitk.Compose([stored[:, :, :, c] for c in range(3)]), noisy_field(OBLIQUE))
+    assert_same(read_field(tmp_path / "a.mha"), noisy_field(OBLIQUE))
 
 
 @pytest.mark.parametrize("name", ["disp_0001_0001.nii.gz", "disp_0001_0001.npz", "any.npz"])
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_learn2reg_round_trip(tmp_path: Path, name: str, channels_first: bool) -> None:
-    write_learn2reg(noise(OBLIQUE), tmp_path / name, channels_first=channels_first)
-    assert_same(read_field(tmp_path / name, blank(OBLIQUE)), noise(OBLIQUE))
+    write_learn2reg(noisy_field(OBLIQUE), tmp_path / name, channels_first=channels_first)
+    assert_same(read_field(tmp_path / name, blank(OBLIQUE)), noisy_field(OBLIQUE))
 
 
 @PROPERTY
@@ -97,16 +78,16 @@ def test_learn2reg_round_trip_between_any_two_grids(
     tmp_path_factory: pytest.TempPathFactory, fixed: Grid, moving: Grid
 ) -> None:
     path = tmp_path_factory.mktemp("field") / "disp.npz"
-    write_learn2reg(noise(fixed), path, blank(moving))
+    write_learn2reg(noisy_field(fixed), path, blank(moving))
     field = read_field(path, blank(fixed), blank(moving))
-    assert_same(field, noise(fixed), atol=5e-3)  # float32 voxels over up to 2 m
+    assert_same(field, noisy_field(fixed), atol=5e-3)  # float32 voxels over up to 2 m
 
 
 def test_learn2reg_holds_voxels_in_the_order_that_nibabel_reads(tmp_path: Path) -> None:
     """index_moving = index_fixed + v, from the raw bytes: one voxel up along y, half a voxel down along z."""
     path = tmp_path / "disp_0001_0001.nii.gz"
     shift_mm = np.array(OBLIQUE.direction) @ [0.0, 0.75, -1.25]
-    write_learn2reg(on_grid(np.full((*OBLIQUE.shape, 3), shift_mm, np.float32), OBLIQUE), path)
+    write_learn2reg(sitk_image(np.full((*OBLIQUE.shape, 3), shift_mm, np.float32), OBLIQUE), path)
     data = gzip.decompress(path.read_bytes())
     assert struct.unpack_from("<5h", data, 40) == (4, *OBLIQUE.size, 3)
     start = int(struct.unpack_from("<f", data, 108)[0])
@@ -117,10 +98,10 @@ def test_learn2reg_holds_voxels_in_the_order_that_nibabel_reads(tmp_path: Path) 
 def test_learn2reg_between_grids_is_the_moving_index(tmp_path: Path) -> None:
     """What a Learn2Reg evaluation does, index + v in the moving image, is ITK's transform of the same point."""
     moving = Grid((8, 12, 9), (1.25, 1.0, 2.0), (-110.0, 30.0, 405.0))
-    write_learn2reg(noise(OBLIQUE), tmp_path / "disp.npz", blank(moving))
+    write_learn2reg(noisy_field(OBLIQUE), tmp_path / "disp.npz", blank(moving))
     with np.load(tmp_path / "disp.npz") as arrays:
         voxels = arrays["arr_0"]
-    transform = sitk.DisplacementFieldTransform(sitk.Cast(noise(OBLIQUE), sitk.sitkVectorFloat64))
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(noisy_field(OBLIQUE), sitk.sitkVectorFloat64))
     for index in [(0, 0, 0), (3, 7, 2), (10, 8, 9)]:
         point = transform.TransformPoint(blank(OBLIQUE).TransformIndexToPhysicalPoint(index))
         expected = blank(moving).TransformPhysicalPointToContinuousIndex(point)
@@ -128,14 +109,14 @@ def test_learn2reg_between_grids_is_the_moving_index(tmp_path: Path) -> None:
 
 
 def test_empire10_round_trip(tmp_path: Path) -> None:
-    write_empire10(noise(OBLIQUE), tmp_path / "01")
-    assert_same(read_field(tmp_path / "01", blank(OBLIQUE)), noise(OBLIQUE))
-    assert_same(read_field(tmp_path / "01" / "defX.mhd", blank(OBLIQUE)), noise(OBLIQUE))
+    write_empire10(noisy_field(OBLIQUE), tmp_path / "01")
+    assert_same(read_field(tmp_path / "01", blank(OBLIQUE)), noisy_field(OBLIQUE))
+    assert_same(read_field(tmp_path / "01" / "defX.mhd", blank(OBLIQUE)), noisy_field(OBLIQUE))
 
 
 def test_empire10_is_mm_along_the_axes_of_the_image(tmp_path: Path) -> None:
     along_y = np.array(OBLIQUE.direction) @ [0.0, 7.0, 0.0]
-    write_empire10(on_grid(np.full((*OBLIQUE.shape, 3), along_y, np.float32), OBLIQUE), tmp_path)
+    write_empire10(sitk_image(np.full((*OBLIQUE.shape, 3), along_y, np.float32), OBLIQUE), tmp_path)
     for name, expected in zip(EMPIRE10, (0.0, 7.0, 0.0), strict=True):
         image = sitk.ReadImage(str(tmp_path / name))
         assert image.GetOrigin() == (0, 0, 0)
@@ -165,24 +146,24 @@ def write_by_nibabel(path: Path, array: np.ndarray, grid: Grid, intent: int, nam
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
 def test_nifti_vectors_in_ras_become_lps(tmp_path: Path, axes: int, intent: int, name: str, ending: str) -> None:
     """As SynthMorph, nibabel and NiftyReg write them."""
-    array = ras(noise(OBLIQUE))
+    array = ras(noisy_field(OBLIQUE))
     path = tmp_path / f"a{ending}"
     write_by_nibabel(path, array if axes == 4 else array[:, :, :, None], OBLIQUE, intent, name and "NREG_TRANS", 1)
-    assert_same(read_field(path), noise(OBLIQUE), atol=1e-4)
+    assert_same(read_field(path), noisy_field(OBLIQUE), atol=1e-4)
 
 
 def test_nifti_vectors_by_itk_are_lps(tmp_path: Path) -> None:
     """Intent 1007 in five axes; with nibabel, which keeps the header, they stay what they are."""
-    write_itk(noise(OBLIQUE), tmp_path / "a.nii.gz")
+    write_itk(noisy_field(OBLIQUE), tmp_path / "a.nii.gz")
     stored = nibabel.load(tmp_path / "a.nii.gz")
     assert stored.shape[3:] == (1, 3) and stored.header["intent_code"] == 1007
     nibabel.save(nibabel.Nifti1Image(stored.get_fdata(dtype=np.float32), None, stored.header), tmp_path / "b.nii.gz")
     for name in ("a.nii.gz", "b.nii.gz"):
-        assert_same(read_field(tmp_path / name), noise(OBLIQUE), atol=1e-4)
+        assert_same(read_field(tmp_path / name), noisy_field(OBLIQUE), atol=1e-4)
 
 
 def test_nifti_agrees_with_what_itk_itself_makes_of_displacement_vectors(tmp_path: Path) -> None:
-    write_by_nibabel(tmp_path / "a.nii", ras(noise(OBLIQUE))[:, :, :, None], OBLIQUE, 1006)
+    write_by_nibabel(tmp_path / "a.nii", ras(noisy_field(OBLIQUE))[:, :, :, None], OBLIQUE, 1006)
     theirs = sitk.Cast(sitk.ReadImage(str(tmp_path / "a.nii")), sitk.sitkVectorFloat32)
     assert_same(read_field(tmp_path / "a.nii"), theirs, atol=1e-6)
 
@@ -200,13 +181,13 @@ def test_nifti_agrees_with_what_itk_itself_makes_of_displacement_vectors(tmp_pat
 def test_nifti_vectors_of_an_unknown_world_are_refused(
     tmp_path: Path, axes: int, intent: int, name: str, p1: float, words: str
 ) -> None:
-    array = ras(noise(OBLIQUE))
+    array = ras(noisy_field(OBLIQUE))
     write_by_nibabel(tmp_path / "a.nii.gz", array if axes == 4 else array[:, :, :, None], OBLIQUE, intent, name, p1)
     refused(tmp_path / "a.nii.gz", words)
 
 
 def test_nifti_vectors_that_are_voxels_by_name_and_mm_by_header_are_refused(tmp_path: Path) -> None:
-    write_by_nibabel(tmp_path / "disp_1_1.nii.gz", ras(noise(OBLIQUE)), OBLIQUE, 1006)
+    write_by_nibabel(tmp_path / "disp_1_1.nii.gz", ras(noisy_field(OBLIQUE)), OBLIQUE, 1006)
     refused(tmp_path / "disp_1_1.nii.gz", "its name says voxels", blank(OBLIQUE))
 
 
@@ -256,12 +237,12 @@ def turn() -> sitk.Euler3DTransform:
 
 @pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tfm"])
 def test_transforms_that_are_fields_have_their_own_grid(tmp_path: Path, ending: str) -> None:
-    write_transform(noise(OBLIQUE), tmp_path / f"a{ending}")
-    assert_same(read_field(tmp_path / f"a{ending}"), noise(OBLIQUE))
-    assert_same(read_field(tmp_path / f"a{ending}", blank(Grid((4, 4, 4)))), noise(OBLIQUE))
+    write_transform(noisy_field(OBLIQUE), tmp_path / f"a{ending}")
+    assert_same(read_field(tmp_path / f"a{ending}"), noisy_field(OBLIQUE))
+    assert_same(read_field(tmp_path / f"a{ending}", blank(Grid((4, 4, 4)))), noisy_field(OBLIQUE))
     path = str(tmp_path / f"only{ending}")
-    sitk.WriteTransform(sitk.CompositeTransform([as_transform(noise(OBLIQUE))]), path)
-    assert_same(read_field(Path(path)), noise(OBLIQUE), atol=1e-4)
+    sitk.WriteTransform(sitk.CompositeTransform([as_transform(noisy_field(OBLIQUE))]), path)
+    assert_same(read_field(Path(path)), noisy_field(OBLIQUE), atol=1e-4)
 
 
 @pytest.mark.parametrize("ending", [".h5", ".hdf5", ".tfm"])
@@ -269,7 +250,7 @@ def test_transforms_that_are_fields_have_their_own_grid(tmp_path: Path, ending: 
 def test_composites_are_what_sitk_makes_of_points(tmp_path: Path, ending: str, field_last: bool) -> None:
     """Not as many voxels, nor the same ones, as the field inside; where there is no fixed grid, its own."""
     fixed = Grid((7, 6, 8), (1.2, 1.0, 1.4), (-117.0, 34.0, 414.0), OBLIQUE.direction)
-    parts = [turn(), as_transform(noise(OBLIQUE))]
+    parts = [turn(), as_transform(noisy_field(OBLIQUE))]
     transform = sitk.CompositeTransform(parts[:: 1 if field_last else -1])
     path = tmp_path / f"a{ending}"
     sitk.WriteTransform(transform, str(path))
@@ -292,7 +273,7 @@ def test_transforms_that_cannot_be_used(tmp_path: Path) -> None:
     refused(tmp_path / "two.tfm", "in 2 dimensions")
     refused(tmp_path / "none.h5", "cannot be read")
     for name in ("a.h5", "a.tfm"):
-        write_transform(noise(OBLIQUE), tmp_path / name)
+        write_transform(noisy_field(OBLIQUE), tmp_path / name)
         whole = (tmp_path / name).read_bytes()
         for share in (0, 0.5, 0.9):
             (tmp_path / name).write_bytes(whole[: int(len(whole) * share)])
@@ -311,16 +292,16 @@ def refused(path: Path, words: str, fixed: sitk.Image | None = None) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2e4])
 def test_values_that_are_no_displacement(tmp_path: Path, value: float) -> None:
-    vectors = sitk.GetArrayFromImage(noise(OBLIQUE))
+    vectors = sitk.GetArrayFromImage(noisy_field(OBLIQUE))
     vectors[9, 3, 2, 1] = value
-    write_itk(on_grid(vectors, OBLIQUE), tmp_path / "a.mha")
+    write_itk(sitk_image(vectors, OBLIQUE), tmp_path / "a.mha")
     refused(tmp_path / "a.mha", "finite")
 
 
 @pytest.mark.parametrize("name", ["a.mha", "a.nii", "a.nii.gz", "a.nrrd", "disp.npz", "disp_1_1.nii.gz"])
 def test_a_file_cut_short(tmp_path: Path, name: str) -> None:
     write = write_learn2reg if name.startswith("disp") else write_itk
-    write(noise(OBLIQUE), tmp_path / name)
+    write(noisy_field(OBLIQUE), tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 2 // 3])
     refused(tmp_path / name, "cannot be read|cut short", blank(OBLIQUE))
@@ -330,7 +311,7 @@ def test_a_file_cut_short(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("read", [read_field, read_image, read_labels, lambda path: read_scan(path.parent, "a")])
 def test_a_nifti_file_that_lacks_a_few_voxels(tmp_path: Path, name: str, read: Callable[[Path], object]) -> None:
     """Fewer bytes than its header has: SimpleITK reads zeros for them."""
-    image = noise(OBLIQUE) if read is read_field else blank(OBLIQUE)
+    image = noisy_field(OBLIQUE) if read is read_field else blank(OBLIQUE)
     sitk.WriteImage(image, str(tmp_path / "whole.nii"))
     short = (tmp_path / "whole.nii").read_bytes()[:-100]
     (tmp_path / name).write_bytes(gzip.compress(short) if name.endswith(".gz") else short)
@@ -359,7 +340,7 @@ def test_no_file_and_no_field(tmp_path: Path) -> None:
 
 def test_learn2reg_fields_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "disp_1_1.npz"
-    write_learn2reg(noise(OBLIQUE), path)
+    write_learn2reg(noisy_field(OBLIQUE), path)
     refused(path, "expected an image on the fixed grid")
     refused(path, "a vector for each voxel", blank(Grid((5, 5, 5))))
     np.savez(path, np.array(["a"], dtype=object))
@@ -373,7 +354,7 @@ def test_learn2reg_fields_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_empire10_fields_that_do_not_fit(tmp_path: Path) -> None:
     folder = tmp_path / "01"
-    write_empire10(noise(OBLIQUE), folder)
+    write_empire10(noisy_field(OBLIQUE), folder)
     refused(folder, "expected", blank(Grid((5, 5, 5))))
     (folder / "defZ.mhd").unlink()
     refused(folder, "has no defZ.mhd")
@@ -389,18 +370,18 @@ def test_convert_there_and_back(tmp_path: Path) -> None:
     fixed = tmp_path / "fixed.mha"
     sitk.WriteImage(blank(OBLIQUE), str(fixed))
     names = ["a.mha", "four/b.mha", "disp_1_1.nii.gz", "empire10", "c.nrrd", "d.h5", "e.tfm", "f.hdf5", "h.nii.gz"]
-    write_itk(noise(OBLIQUE), tmp_path / names[0])
+    write_itk(noisy_field(OBLIQUE), tmp_path / names[0])
     for source, target in itertools.pairwise(names):
         extra = ["--to", "grand-challenge"] if target == "four/b.mha" else []
         assert main([str(tmp_path / source), str(tmp_path / target), "--fixed", str(fixed), *extra]) == 0
-    assert_same(read_field(tmp_path / names[-1]), noise(OBLIQUE))
+    assert_same(read_field(tmp_path / names[-1]), noisy_field(OBLIQUE))
     assert sitk.ReadImage(str(tmp_path / "four" / "b.mha")).GetDimension() == 4
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "empire10"])
 def test_convert_leaves_no_half_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Writing fails after the first file of several: what was there before stays as it was."""
-    write_itk(noise(OBLIQUE), tmp_path / "b.mha")
+    write_itk(noisy_field(OBLIQUE), tmp_path / "b.mha")
     assert main([str(tmp_path / "b.mha"), str(tmp_path / name)]) == 0
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
@@ -435,7 +416,7 @@ def test_convert_refuses_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, arguments: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_itk(noise(OBLIQUE), tmp_path / "a.mha")
+    write_itk(noisy_field(OBLIQUE), tmp_path / "a.mha")
     (tmp_path / "folder.mha").mkdir()
     assert main(arguments) == 2
     assert re.search(words, capfd.readouterr().err.strip().splitlines()[-1])

@@ -21,21 +21,21 @@ from evaluation.jacobian import jacobian_determinant, jacobian_statistics
 from evaluation.labels import dice, warp_labels
 from evaluation.landmarks import displacement_at, landmark_errors, read_landmarks
 from evaluation.surfaces import SurfaceDistances, surface_distances, surface_points
+from tests.support.grids import OBLIQUE, blank, noisy_field, sitk_image
 from tests.support.strategies import as_matrix, examples, generators, grids, rotations, smooth_field
-from tests.test_evaluation_fields import OBLIQUE, blank, noise, on_grid
 
 PROPERTY = examples(15)
 MASKS = Path(__file__).parents[2] / "shared" / "data" / "motion" / "l2r_lungct_masks"
 
 
 def constant(grid: Grid, vector_mm: object) -> sitk.Image:
-    return on_grid(np.full((*grid.shape, 3), vector_mm, np.float32), grid)
+    return sitk_image(np.full((*grid.shape, 3), vector_mm, np.float32), grid)
 
 
 def linear(grid: Grid, gradient: np.ndarray) -> sitk.Image:
     """u(x) = gradient · (x - origin) in the world."""
     zyx = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij"), axis=-1)
-    return on_grid((zyx[..., ::-1] @ (gradient @ grid.axes).T).astype(np.float32), grid)
+    return sitk_image((zyx[..., ::-1] @ (gradient @ grid.axes).T).astype(np.float32), grid)
 
 
 def box(shape: tuple[int, ...], start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
@@ -85,7 +85,7 @@ def test_snapping_moves_the_mapped_point_to_a_voxel_of_the_moving_grid() -> None
 @PROPERTY
 @given(grid=grids(min_size=2), seed=st.integers(0, 2**31))
 def test_the_field_between_voxels_is_what_sitk_has(grid: Grid, seed: int) -> None:
-    field = noise(grid)
+    field = noisy_field(grid)
     random = np.random.default_rng(seed)
     points = grid.to_world(random.uniform(-0.49, np.array(grid.size) - 0.51, (20, 3)))
     transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
@@ -97,15 +97,15 @@ def test_outside_the_field_the_displacement_is_zero() -> None:
     """As for labels, and as ITK has it; where all lie outside, the field is of another place."""
     index = np.array([[3.0, 3.0, 3.0], [-0.49, 0.0, 0.0], [10.6, 0.0, 0.0], [0.0, 0.0, -40.0]])
     points = OBLIQUE.to_world(index)
-    errors = landmark_errors(noise(OBLIQUE), points, points + 1.0)
+    errors = landmark_errors(noisy_field(OBLIQUE), points, points + 1.0)
     assert (errors.trilinear_mm == errors.initial_mm).tolist() == [False, False, True, True]
-    transform = sitk.DisplacementFieldTransform(sitk.Cast(noise(OBLIQUE), sitk.sitkVectorFloat64))
+    transform = sitk.DisplacementFieldTransform(sitk.Cast(noisy_field(OBLIQUE), sitk.sitkVectorFloat64))
     expected = np.array([transform.TransformPoint(p) for p in points.tolist()])
-    np.testing.assert_allclose(points + displacement_at(noise(OBLIQUE), points), expected, atol=1e-4)
+    np.testing.assert_allclose(points + displacement_at(noisy_field(OBLIQUE), points), expected, atol=1e-4)
     with pytest.raises(CaseError, match="all 2 fixed landmarks lie outside the displacement field"):
-        landmark_errors(noise(OBLIQUE), points[2:], points[2:])
+        landmark_errors(noisy_field(OBLIQUE), points[2:], points[2:])
     with pytest.raises(CaseError, match="4 fixed and 3 moving"):
-        landmark_errors(noise(OBLIQUE), points, points[:3])
+        landmark_errors(noisy_field(OBLIQUE), points, points[:3])
 
 
 def test_a_wrong_sign_and_swapped_components_raise_the_error() -> None:
@@ -147,7 +147,7 @@ def test_landmark_files(tmp_path: Path) -> None:
 
 
 def random_labels(grid: Grid, seed: int = 0, dtype: type = np.uint8) -> sitk.Image:
-    return on_grid(np.random.default_rng(seed).integers(0, 6, grid.shape).astype(dtype), grid)
+    return sitk_image(np.random.default_rng(seed).integers(0, 6, grid.shape).astype(dtype), grid)
 
 
 def test_labels_move_by_whole_voxels() -> None:
@@ -173,10 +173,10 @@ def test_the_warp_is_that_of_sitk_between_any_two_grids(fixed: Grid, moving: Gri
     """But where the position is within 1e-4 voxels of the middle of two. One voxel of each grid is brought together."""
     middle, partner = (tuple(n // 2 for n in grid.size) for grid in (fixed, moving))
     to_moving = moving.to_world(np.array(partner)) - fixed.to_world(np.array(middle))
-    shake = sitk.GetArrayFromImage(noise(fixed, 2.0))
+    shake = sitk.GetArrayFromImage(noisy_field(fixed, 2.0))
     shake[middle[::-1]] = 0
     vectors = shake + to_moving.astype(np.float32)
-    field, labels = on_grid(vectors, fixed), random_labels(moving, seed)
+    field, labels = sitk_image(vectors, fixed), random_labels(moving, seed)
     labels[partner] = 5
     warped = warp_labels(labels, field, blank(fixed))
     transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
@@ -197,14 +197,14 @@ def test_a_field_on_another_grid_is_interpolated() -> None:
     on_own = warp_labels(labels, linear(OBLIQUE, gradient), blank(OBLIQUE))
     shifted = sitk.GetArrayFromImage(linear(coarse, gradient))
     shifted += (gradient @ (np.array(coarse.origin) - OBLIQUE.origin)).astype(np.float32)
-    on_other = warp_labels(labels, on_grid(shifted, coarse), blank(OBLIQUE))
+    on_other = warp_labels(labels, sitk_image(shifted, coarse), blank(OBLIQUE))
     assert (on_own == on_other).mean() > 0.99  # the rest are ties
     assert (on_own != sitk.GetArrayFromImage(labels)).mean() > 0.2
 
 
 def test_labels_of_another_type_are_refused() -> None:
     with pytest.raises(CaseError, match="32-bit float, expected 8-bit"):
-        warp_labels(random_labels(OBLIQUE, dtype=np.float32), noise(OBLIQUE), blank(OBLIQUE))
+        warp_labels(random_labels(OBLIQUE, dtype=np.float32), noisy_field(OBLIQUE), blank(OBLIQUE))
 
 
 def test_dice_by_hand() -> None:
@@ -324,7 +324,7 @@ def test_hausdorff_of_sitk_measures_to_the_object(seed: int) -> None:
     x &= ~binary_erosion(x)
     y &= ~binary_erosion(y)
     hausdorff = sitk.HausdorffDistanceImageFilter()
-    hausdorff.Execute(*(on_grid(m.astype(np.uint8), Grid((9, 8, 7), (0.75, 1.5, 2.5))) for m in (x, y)))
+    hausdorff.Execute(*(sitk_image(m.astype(np.uint8), Grid((9, 8, 7), (0.75, 1.5, 2.5))) for m in (x, y)))
     ours = distances(x, y, np.diag([0.75, 1.5, 2.5]))
     assert not (binary_erosion(x).any() or binary_erosion(y).any())
     assert hausdorff.GetHausdorffDistance() == pytest.approx(ours.hd_mm, rel=1e-5)
@@ -372,7 +372,7 @@ def test_folds_are_counted_where_they_are() -> None:
     """The part z ≥ 5 of ten slices is mirrored along z: in slice 4 the central difference sees half of it."""
     slope = np.where(np.arange(10) < 5, 0.0, -2 * 2.5)
     along_z = np.concatenate([[0.0], np.cumsum(slope[1:])])
-    field = on_grid(
+    field = sitk_image(
         (along_z[:, None, None, None] * np.array(OBLIQUE.direction)[:, 2]).repeat(9, 1).repeat(11, 2).astype("f4"),
         OBLIQUE,
     )
@@ -393,7 +393,9 @@ def test_sdlogj_of_two_halves() -> None:
     """Along x the steps are 1 and 2: log det is 0 in one half and ln 2 in the other."""
     grid = Grid((20, 6, 7), (2.0, 1.0, 1.0))
     u = np.maximum(np.arange(20) - 10, 0) * 2.0
-    field = on_grid(np.stack([np.broadcast_to(u, grid.shape), *np.zeros((2, *grid.shape))], axis=-1).astype("f4"), grid)
+    field = sitk_image(
+        np.stack([np.broadcast_to(u, grid.shape), *np.zeros((2, *grid.shape))], axis=-1).astype("f4"), grid
+    )
     mask = np.ones(grid.shape, bool)
     mask[:, :, 9:12] = False  # around the kink
     mask[:, :, 0] = False  # 8 voxels in each half
@@ -408,7 +410,7 @@ def test_sdlogj_of_two_halves() -> None:
 def test_slabs_make_the_whole(grid: Grid, generator: object) -> None:
     """Of whole arrays, np.gradient and world coordinates; the filter of SimpleITK agrees for the identity direction."""
     vectors = smooth_field(grid, 3.0, generator)[0].permute(1, 2, 3, 0).numpy()  # type: ignore[arg-type]
-    field = on_grid(vectors, grid)
+    field = sitk_image(vectors, grid)
     by_index = np.stack([np.stack(np.gradient(vectors[..., c].astype(float))[::-1], -1) for c in range(3)], -2)
     expected = np.linalg.det(np.eye(3) + by_index @ np.linalg.inv(grid.axes))
     determinant = jacobian_determinant(field)
@@ -430,9 +432,9 @@ def test_slabs_make_the_whole(grid: Grid, generator: object) -> None:
 def test_masks_and_fields_without_a_determinant() -> None:
     for mask, words in ((np.zeros(OBLIQUE.shape, bool), "is empty"), (np.ones((3, 3, 3), bool), "expected as many")):
         with pytest.raises(CaseError, match=words):
-            jacobian_statistics(noise(OBLIQUE), mask)
+            jacobian_statistics(noisy_field(OBLIQUE), mask)
     with pytest.raises(CaseError, match="at least 2"):
-        jacobian_statistics(noise(Grid((5, 5, 1))), None)
+        jacobian_statistics(noisy_field(Grid((5, 5, 1))), None)
 
 
 # --- the world -------------------------------------------------------------------------------------------------------
@@ -456,9 +458,9 @@ def test_nothing_changes_when_the_world_is_turned(rotation: np.ndarray, generato
     truth = points + np.array([1.0, 2.0, -0.5])
     results = []
     for grid, turn, shift in ((OBLIQUE, np.eye(3), np.zeros(3)), (turned, rotation, offset)):
-        field = on_grid((vectors @ turn.T).astype(np.float32), grid)
+        field = sitk_image((vectors @ turn.T).astype(np.float32), grid)
         errors = landmark_errors(field, points @ turn.T + shift, truth @ turn.T + shift)
-        warped = warp_labels(on_grid(labels, grid), field, blank(grid))
+        warped = warp_labels(sitk_image(labels, grid), field, blank(grid))
         surfaces = distances(labels == 1, warped == 1, axes_of(field))
         jacobian = jacobian_statistics(field, labels == 1)
         overlap = dice(labels, warped, 1)
@@ -504,7 +506,7 @@ def test_real_lungs_against_evalutils_sitk_and_brute_force() -> None:
     assert result.hd_mm == pytest.approx(hausdorff_distance(x, y, spacing))
     assert result.hd95_mm == pytest.approx(percentile_hausdorff_distance(x, y, 0.95, spacing), abs=0.2)
     assert (result.asd_mm, result.hd_mm, result.hd95_mm) == pytest.approx(by_distance_maps(fixed, moving), rel=1e-5)
-    still = on_grid(np.zeros((*x.shape, 3), np.float32), Grid(fixed.GetSize()))
+    still = sitk_image(np.zeros((*x.shape, 3), np.float32), Grid(fixed.GetSize()))
     still.CopyInformation(fixed)
     np.testing.assert_array_equal(warp_labels(moving, still, fixed), sitk.GetArrayFromImage(moving))
     overlap = dice(sitk.GetArrayFromImage(fixed), sitk.GetArrayFromImage(moving), 1)

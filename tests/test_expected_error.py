@@ -24,12 +24,12 @@ from algorithm.preparation.prepare import Prepared
 from algorithm.preparation.subject import Subject
 from algorithm.refinement.refine import FAST, Refined, RefineSettings
 from algorithm.registration import second_opinion
+from tests.support.made_up_results import MODEL
 from tests.support.running import call_main, results
 from tests.support.strategies import smooth_field
 from training.expected_error import fitted
 
 GRID = Grid((12, 10, 8), (4.0, 4.0, 4.0))
-MODEL = ErrorModel(constant=-0.2, around=0.9, lungs=0.4)
 
 
 def drawn(seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from algorithm.cascade.extension import EDGE_VOX, SMOOTHING, extended
 from algorithm.geometry import Grid, jacobian_determinant
-from tests.test_breathing import positions
+from tests.support.made_up_lungs import positions
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

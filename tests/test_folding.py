@@ -16,13 +16,13 @@ from algorithm.fields import folding
 from algorithm.fields.determinant import DeterminantStatistics, checked
 from algorithm.fields.folding import UnfoldSettings, smallest_determinant, unfold
 from algorithm.geometry import Grid, jacobian_determinant, resample, world_displacement
+from tests.support.grids import ROTATION
 from tests.support.strategies import as_matrix, examples, generators, grids, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROPERTY = examples(12)
-ROTATION = np.array([[0.8, -0.6, 0.0], [0.48, 0.64, -0.6], [0.36, 0.48, 0.8]])
-OBLIQUE = Grid((22, 20, 24), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
+OBLIQUE = Grid((22, 20, 24), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), ROTATION)
 
 
 # --- what the tests share --------------------------------------------------------------------------------------------
@@ -101,7 +101,11 @@ def other_grids(grid: Grid) -> list[Grid]:
     """Output grids over the same place and beyond: finer, anisotropic and rotated, rotated with thick slices."""
     centre = grid.to_world((np.array(grid.size) - 1) / 2)
     result = []
-    for turn, spacing in ((np.eye(3), (0.7, 0.8, 0.75)), (ROTATION, (0.9, 1.1, 2.3)), (ROTATION.T, (0.8, 0.8, 5.0))):
+    for turn, spacing in (
+        (np.eye(3), (0.7, 0.8, 0.75)),
+        (ROTATION, (0.9, 1.1, 2.3)),
+        (np.transpose(ROTATION), (0.8, 0.8, 5.0)),
+    ):
         direction = np.array(grid.direction) @ turn
         x, y, z = (int(1.2 * extent / s) for extent, s in zip(grid.extent_mm, spacing, strict=True))
         ox, oy, oz = centre - direction @ (np.array(spacing) * (np.array([x, y, z]) - 1) / 2)
@@ -217,7 +221,7 @@ def test_lungs_on_another_grid(mask_grid: Grid, grid: Grid, generator: torch.Gen
 @pytest.mark.parametrize("oblique", [False, True])
 def test_lungs_are_a_ball_on_any_grid(oblique: bool) -> None:
     """A ball of 10 mm in the world, its mask turned against the field's grid or not, has its volume there."""
-    mask_grid = Grid((30, 31, 32), (1.0, 1.0, 1.0), direction=as_matrix(ROTATION if oblique else np.diag([-1, 1, -1])))
+    mask_grid = Grid((30, 31, 32), (1.0, 1.0, 1.0), direction=ROTATION if oblique else as_matrix(np.diag([-1, 1, -1])))
     x, y, z = indices(mask_grid)
     ball = ((x - 15) ** 2 + (y - 15) ** 2 + (z - 15) ** 2 <= 100)[None, None]
     centre = mask_grid.to_world(np.array([15.0, 15.0, 15.0]))
@@ -300,7 +304,7 @@ def test_folds_beyond_one_end_of_one_axis_are_found_and_repaired(axis: int, last
     size, radius = [6, 6, 6], 15.0
     along, across = axis, (axis + 1) % 3
     size[along], size[across] = 18, 34
-    grid = Grid((size[0], size[1], size[2]), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), as_matrix(ROTATION))
+    grid = Grid((size[0], size[1], size[2]), (1.5, 1.8, 1.6), (-120.0, 33.0, 410.0), ROTATION)
     index = list(indices(grid))
     p, q = index[across] - (size[across] - 1) / 2, index[along] - (size[along] - 1) * last
     angle = math.radians(120) * (1 - ((p**2 + q**2) / radius**2).clamp(max=1)) ** 2

@@ -22,9 +22,8 @@ from algorithm.geometry import Grid
 from algorithm.results.ownership import is_own_image, result_mark
 from evaluation.fields import read_field as evaluation_field
 from tests.support.made_up_results import FIXED, FLIP, TURN
-from tests.support.running import call_main, files_below, pair_options, results
+from tests.support.running import call_main, files_below, lungreg, pair_options, results
 from tests.support.strategies import examples, grids
-from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

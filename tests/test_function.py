@@ -26,12 +26,11 @@ from algorithm.lungs import LungMask
 from algorithm.preparation.subject import Subject
 from algorithm.results.ownership import FUNCTION, is_own_image, remove_own_texts
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
-from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, write_result
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, WAVY, blobs, write_result
 from tests.support.pages import Reader
 from tests.support.plastimatch import needs_plastimatch, plastimatch
-from tests.support.running import call_main, pair_options, results
-from tests.test_apply import blobs, image
-from tests.test_command import lungreg
+from tests.support.running import call_main, lungreg, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -312,14 +311,14 @@ def test_lobes_of_lungmask_and_totalsegmentator(tmp_path: Path) -> None:
     labels = np.zeros(FIXED.shape, np.uint8)
     for label in range(1, 6):
         labels[4 * label : 4 * label + 4] = label
-    sitk.WriteImage(image(labels, FIXED), str(tmp_path / "lungmask.nii.gz"))
+    sitk.WriteImage(sitk_image(labels, FIXED), str(tmp_path / "lungmask.nii.gz"))
     theirs = np.where(labels > 0, labels + 9, 1).astype(np.uint8)  # 1: the spleen
-    sitk.WriteImage(image(theirs, FIXED), str(tmp_path / "total.nii.gz"))
+    sitk.WriteImage(sitk_image(theirs, FIXED), str(tmp_path / "total.nii.gz"))
     (tmp_path / "folder").mkdir()
     for name, label in LOBES.items():
         side, part, _ = name.split()
         of = (labels == label).astype(np.uint8)
-        sitk.WriteImage(image(of, FIXED), str(tmp_path / "folder" / f"lung_{part}_lobe_{side}.nii.gz"))
+        sitk.WriteImage(sitk_image(of, FIXED), str(tmp_path / "folder" / f"lung_{part}_lobe_{side}.nii.gz"))
     for name in ("lungmask.nii.gz", "total.nii.gz", "folder"):
         found, grid = read_lobes(tmp_path / name)
         assert (found == labels).all() and grid.size == FIXED.size
@@ -332,7 +331,7 @@ def test_lobes_of_lungmask_and_totalsegmentator(tmp_path: Path) -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A result that was made up, and its scans, in the folder where the test then is."""
     for name, grid in (("now", FIXED), ("before", MOVING)):
-        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(tmp_path / f"{name}.mha"))
+        sitk.WriteImage(sitk_image(blobs(grid, "int16"), grid), str(tmp_path / f"{name}.mha"))
     monkeypatch.chdir(tmp_path)
     result = write_result(tmp_path / "result")
     figures = json.loads((result / "results.json").read_text())
@@ -384,7 +383,7 @@ def test_a_second_call_replaces_the_first_and_nothing_else(folder: Path, capfd: 
 
 
 def test_what_is_missing_or_another_scan_is_said(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sitk.WriteImage(image(np.full(FIXED.shape, 40, np.uint8), FIXED), "all.mha")
+    sitk.WriteImage(sitk_image(np.full(FIXED.shape, 40, np.uint8), FIXED), "all.mha")
     for arguments, says in (
         ([folder / "nowhere"], "cannot be read"),
         ([folder, "--fixed=before.mha"], "before.mha: lies on another grid than the fixed scan"),

@@ -39,6 +39,7 @@ from algorithm.geometry import (
     with_affine,
     world_displacement,
 )
+from tests.support.grids import ROTATION, sitk_image
 from tests.support.strategies import as_matrix, examples, generators, grids, numbers, rotations, smooth_field
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +50,7 @@ OBLIQUE = Grid(
     size=(9, 8, 7),
     spacing=(0.7, 1.1, 2.5),
     origin=(-120.0, 33.0, 410.0),
-    direction=((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8)),
+    direction=ROTATION,
 )
 
 
@@ -94,20 +95,12 @@ def middle(grid: Grid) -> np.ndarray:
     return grid.to_world((np.array(grid.size) - 1) / 2)
 
 
-def sitk_image(array: np.ndarray, grid: Grid, vector: bool = False) -> sitk.Image:
-    image = sitk.GetImageFromArray(array, isVector=vector)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(np.array(grid.direction).ravel().tolist())
-    return image
-
-
 def sitk_transform(displacement: Tensor, grid: Grid, affine: Affine) -> sitk.Transform:
     """x ↦ affine(x + u(x)); a composite applies its last transform first."""
     linear = sitk.AffineTransform(3)
     linear.SetMatrix(np.array(affine.matrix).ravel().tolist())
     linear.SetTranslation(affine.offset)
-    field = sitk.DisplacementFieldTransform(sitk_image(vectors(displacement).copy(), grid, vector=True))
+    field = sitk.DisplacementFieldTransform(sitk_image(vectors(displacement).copy(), grid))
     return sitk.CompositeTransform([linear, field])
 
 
@@ -359,7 +352,7 @@ def test_compose_is_itk_s_composite_transform(pair: tuple[Grid, Grid], generator
     first_grid, then_grid = pair
     first, then = (smooth_field(grid, 2.0, generator).double() for grid in pair)
     composed = vectors(compose(first, first_grid, then, then_grid)).reshape(-1, 3)
-    fields = [sitk_image(vectors(f).copy(), g, vector=True) for f, g in ((then, then_grid), (first, first_grid))]
+    fields = [sitk_image(vectors(f).copy(), g) for f, g in ((then, then_grid), (first, first_grid))]
     chain = sitk.CompositeTransform([sitk.DisplacementFieldTransform(f) for f in fields])
     points = positions(first_grid).reshape(-1, 3)
     index = then_grid.to_index(points + vectors(first).reshape(-1, 3))

@@ -5,7 +5,7 @@ import gzip
 import os
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from algorithm.errors import InputError
 from algorithm.files.images import Image, Layout, canonical, read_field, read_image, read_mask
 from algorithm.files.writing import write_field, write_image, write_image_slabs
 from algorithm.geometry import Affine, Grid, moving_index, warp
+from tests.support.grids import grid_of, sitk_image
+from tests.support.refusals import refusal
 from tests.support.strategies import SIGNED_PERMUTATIONS, as_matrix, examples, generators, grids, smooth_field
 
 few = examples(15, suppress=[HealthCheck.differing_executors])
@@ -32,29 +34,6 @@ SCAN = Grid((17, 16, 18), (2.0, 2.5, 3.0), (-10.0, 20.0, 5.0))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("images")
-
-
-def to_sitk(array: np.ndarray, grid: Grid, vector: bool = False) -> sitk.Image:
-    image = sitk.GetImageFromArray(array, isVector=vector)
-    image.SetSpacing(grid.spacing)
-    image.SetOrigin(grid.origin)
-    image.SetDirection(np.array(grid.direction).ravel())
-    return image
-
-
-def grid_of(image: sitk.Image) -> Grid:
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    return Grid(image.GetSize(), image.GetSpacing(), image.GetOrigin(), as_matrix(direction))
-
-
-def refusal(read: Callable[[Path], object], path: Path) -> str:
-    """The sentence with which ``read`` refuses: one line that starts with the file and says what was expected."""
-    with pytest.raises(InputError) as caught:
-        read(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}") and "expected" in message
-    assert "\n" not in message and "ITK" not in message.removeprefix(str(path))
-    return message
 
 
 def slabs_of(volume: Tensor, thickness: int) -> Iterator[Tensor]:
@@ -121,7 +100,10 @@ def test_written_field_warps_in_sitk_as_geometry_warps(folder, grid, moving_grid
     write_field(folder / "warp.mha", grid, [field], "itk")
     transform = sitk.DisplacementFieldTransform(sitk.Cast(sitk.ReadImage(folder / "warp.mha"), sitk.sitkVectorFloat64))
     theirs = sitk.Resample(
-        to_sitk(moving[0, 0].numpy(), moving_grid), to_sitk(np.zeros(grid.shape), grid), transform, sitk.sitkLinear
+        sitk_image(moving[0, 0].numpy(), moving_grid),
+        sitk_image(np.zeros(grid.shape), grid),
+        transform,
+        sitk.sitkLinear,
     )
     ours = warp(moving, moving_grid, field, grid)[0, 0]
     assert (ours - torch.from_numpy(sitk.GetArrayFromImage(theirs))).abs()[inner].max() < 1e-2
@@ -146,7 +128,7 @@ def test_reads_every_format(tmp_path_factory, grid, kind, compressed):
     folder = tmp_path_factory.mktemp("formats")
     voxels = hounsfield(grid)
     written = folder / f"scan{kind.lower()}"
-    sitk.WriteImage(to_sitk(voxels, grid), written, compressed)
+    sitk.WriteImage(sitk_image(voxels, grid), written, compressed)
     path = written.rename(folder / f"scan{kind}") if kind != kind.lower() else written
     image = read_image(path)
     assert image.path == path and image.voxels.dtype == torch.int16
@@ -174,7 +156,7 @@ def test_reads_every_format(tmp_path_factory, grid, kind, compressed):
 )
 def test_int16_only_where_it_loses_nothing(tmp_path, stored, scale, expected):
     voxels = (hounsfield(SCAN).astype(np.float64) * scale).clip(0 if stored == np.uint16 else None).astype(stored)
-    sitk.WriteImage(to_sitk(voxels, SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(voxels, SCAN), tmp_path / "a.mha")
     image = read_image(tmp_path / "a.mha")
     assert image.voxels.dtype == expected and image.remarks == ()
     np.testing.assert_array_equal(image.voxels[0, 0].numpy().astype(np.float64), voxels.astype(np.float64))
@@ -187,7 +169,7 @@ def test_values_beyond_int16_are_clipped_with_a_remark(tmp_path, stored):
     voxels[2, 3, 4], voxels[5, 6, 7] = (60000, 40000) if stored == np.uint16 else (10**9, 32768)
     if np.dtype(stored).kind != "u":
         voxels[8, 8, 8] = -(10**9)
-    sitk.WriteImage(to_sitk(voxels, SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(voxels, SCAN), tmp_path / "a.mha")
     image = read_image(tmp_path / "a.mha")
     assert image.voxels.dtype == torch.int16
     np.testing.assert_array_equal(image.voxels[0, 0].numpy(), voxels.clip(-32768, 32767).astype(np.int16))
@@ -197,7 +179,7 @@ def test_values_beyond_int16_are_clipped_with_a_remark(tmp_path, stored):
 
 def test_voxels_outlive_the_reader(tmp_path):
     """SimpleITK frees its memory when its image goes."""
-    sitk.WriteImage(to_sitk(hounsfield(SCAN), SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(hounsfield(SCAN), SCAN), tmp_path / "a.mha")
     images = [read_image(tmp_path / "a.mha") for _ in range(20)]
     assert len({image.voxels.data_ptr() for image in images}) == 20
     assert all((image.voxels[0, 0].numpy() == hounsfield(SCAN)).all() for image in images)
@@ -206,7 +188,7 @@ def test_voxels_outlive_the_reader(tmp_path):
 def test_rescaled_nifti_reads_as_int16(tmp_path):
     """CT in NIfTI often is uint16 with slope 1 and intercept -1024, which SimpleITK returns as floats."""
     voxels = hounsfield(SCAN)
-    sitk.WriteImage(to_sitk((voxels + 1024).astype(np.uint16), SCAN), tmp_path / "a.nii")
+    sitk.WriteImage(sitk_image((voxels + 1024).astype(np.uint16), SCAN), tmp_path / "a.nii")
     raw = bytearray((tmp_path / "a.nii").read_bytes())
     struct.pack_into("<2f", raw, 112, 1.0, -1024.0)
     (tmp_path / "a.nii").write_bytes(raw)
@@ -219,7 +201,7 @@ def test_rescaled_nifti_reads_as_int16(tmp_path):
 def test_trailing_axis_of_one_is_dropped(tmp_path, kind):
     path = tmp_path / f"a{kind}"
     grid = replace(SCAN, direction=as_matrix(SIGNED_PERMUTATIONS[11]))
-    sitk.WriteImage(sitk.JoinSeries([to_sitk(hounsfield(grid), grid)]), path)
+    sitk.WriteImage(sitk.JoinSeries([sitk_image(hounsfield(grid), grid)]), path)
     image = read_image(path)
     np.testing.assert_array_equal(image.voxels[0, 0].numpy(), hounsfield(grid))
     np.testing.assert_allclose(image.grid.axes, grid.axes, atol=1e-6)
@@ -227,11 +209,11 @@ def test_trailing_axis_of_one_is_dropped(tmp_path, kind):
 
 def test_mask_is_what_lies_above_zero(tmp_path):
     labels = hounsfield(SCAN).clip(-1, 2)
-    sitk.WriteImage(to_sitk(labels, SCAN), tmp_path / "mask.nrrd")
+    sitk.WriteImage(sitk_image(labels, SCAN), tmp_path / "mask.nrrd")
     mask, grid = read_mask(tmp_path / "mask.nrrd")
     assert grid == SCAN
     np.testing.assert_array_equal(mask[0, 0].numpy(), labels > 0)
-    sitk.WriteImage(to_sitk(np.zeros_like(labels), SCAN), tmp_path / "empty.mha")
+    sitk.WriteImage(sitk_image(np.zeros_like(labels), SCAN), tmp_path / "empty.mha")
     assert "no voxel above 0" in refusal(read_mask, tmp_path / "empty.mha")
 
 
@@ -240,7 +222,7 @@ def test_mask_is_what_lies_above_zero(tmp_path):
 def test_reads_fields_in_every_format(tmp_path, layout: Layout, kind):
     grid = replace(SCAN, size=(3, 4, 5), direction=as_matrix(SIGNED_PERMUTATIONS[11]))
     field = smooth_field(grid, 10.0, torch.Generator().manual_seed(1))
-    vectors = to_sitk(field[0].permute(1, 2, 3, 0).contiguous().numpy(), grid, vector=True)
+    vectors = sitk_image(field[0].permute(1, 2, 3, 0).contiguous().numpy(), grid)
     parts = sitk.JoinSeries([sitk.VectorIndexSelectionCast(vectors, i) for i in range(3)])
     sitk.WriteImage(vectors if layout == "itk" else parts, tmp_path / f"field{kind}")
     read, read_grid = read_field(tmp_path / f"field{kind}")
@@ -329,14 +311,14 @@ def test_slight_skew_is_made_orthonormal(tmp_path):
 def test_few_non_finite_values_become_air_with_their_count(tmp_path, bad, half):
     voxels = hounsfield(SCAN) + half
     voxels[0, 0, 0] = voxels[5, 6, 7] = voxels[-1, -1, -1] = bad
-    sitk.WriteImage(to_sitk(voxels, SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(voxels, SCAN), tmp_path / "a.mha")
     image = read_image(tmp_path / "a.mha")
     assert image.remarks == (f"a.mha: 3 of {voxels.size} values are NaN or infinite; they were taken for air.",)
     assert image.voxels.dtype == (torch.float32 if half else torch.int16)
     expected = np.where(np.abs(voxels) < 1e9, voxels, -1000)
     np.testing.assert_array_equal(image.voxels[0, 0].numpy(), expected)
     field = np.stack([voxels] * 3, axis=-1)
-    sitk.WriteImage(to_sitk(field, SCAN, vector=True), tmp_path / "f.mha")
+    sitk.WriteImage(sitk_image(field, SCAN), tmp_path / "f.mha")
     assert "9 value(s) are NaN or infinite" in refusal(read_field, tmp_path / "f.mha")
 
 
@@ -344,16 +326,16 @@ def test_few_non_finite_values_become_air_with_their_count(tmp_path, bad, half):
 def test_refuses_a_scan_that_is_mostly_not_finite(tmp_path, bad):
     voxels = hounsfield(SCAN).astype(np.float32)
     voxels[:9] = bad
-    sitk.WriteImage(to_sitk(voxels, SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(voxels, SCAN), tmp_path / "a.mha")
     assert read_image(tmp_path / "a.mha").remarks  # just half of it
     voxels[9, 0, 0] = bad
-    sitk.WriteImage(to_sitk(voxels, SCAN), tmp_path / "a.mha")
+    sitk.WriteImage(sitk_image(voxels, SCAN), tmp_path / "a.mha")
     assert f"{9 * 16 * 17 + 1} of {voxels.size} values are NaN" in refusal(read_image, tmp_path / "a.mha")
 
 
 @pytest.mark.parametrize("spacing", [0.0, -1.0, float("nan")])
 def test_refuses_nifti_spacing_that_itk_would_replace(tmp_path, spacing):
-    sitk.WriteImage(to_sitk(hounsfield(SCAN), SCAN), tmp_path / "a.nii")
+    sitk.WriteImage(sitk_image(hounsfield(SCAN), SCAN), tmp_path / "a.nii")
     raw = bytearray((tmp_path / "a.nii").read_bytes())
     struct.pack_into("<f", raw, 80, spacing)
     (tmp_path / "a.nii").write_bytes(raw)
@@ -362,14 +344,14 @@ def test_refuses_nifti_spacing_that_itk_would_replace(tmp_path, spacing):
 
 def test_refuses_nifti_whose_voxels_itk_would_take_from_another_file(tmp_path):
     other = hounsfield(SCAN, seed=1)
-    sitk.WriteImage(to_sitk(hounsfield(SCAN), SCAN), tmp_path / "a.nii.gz")
-    sitk.WriteImage(to_sitk(other, SCAN), tmp_path / "a.nii")
+    sitk.WriteImage(sitk_image(hounsfield(SCAN), SCAN), tmp_path / "a.nii.gz")
+    sitk.WriteImage(sitk_image(other, SCAN), tmp_path / "a.nii")
     assert "a.nii beside it" in refusal(read_image, tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(read_image(tmp_path / "a.nii").voxels[0, 0].numpy(), other)
 
 
 def test_refuses_sheared_nifti(tmp_path):
-    sitk.WriteImage(to_sitk(hounsfield(SCAN), SCAN), tmp_path / "a.nii")
+    sitk.WriteImage(sitk_image(hounsfield(SCAN), SCAN), tmp_path / "a.nii")
     raw = bytearray((tmp_path / "a.nii").read_bytes())
     struct.pack_into("<2h", raw, 252, 0, 1)  # no quaternion, only a matrix
     struct.pack_into("<12f", raw, 280, 2, 0.5, 0, 0, 0, 2.5, 0, 0, 0, 0, 3, 0)
@@ -421,7 +403,7 @@ def test_refuses_what_may_not_be_read(tmp_path):
 
 def write_scan(path: Path, compressed: bool, size: int = 40) -> None:
     grid = Grid((size, size, size), (2.0, 2.0, 2.0))
-    sitk.WriteImage(to_sitk(hounsfield(grid), grid), path, compressed)
+    sitk.WriteImage(sitk_image(hounsfield(grid), grid), path, compressed)
 
 
 PLAIN = [".mha", ".nii", ".nrrd"]

@@ -19,6 +19,7 @@ from algorithm.geometry import Grid
 from algorithm.results.outputs import field_layout, image_kind, prepare_outputs, sole_image, sole_writer, withdraw
 from algorithm.results.ownership import PAGE_MARK, result_mark
 from algorithm.results.texts import write_results
+from tests.support.refusals import refusal
 from tests.support.strategies import examples
 
 
@@ -26,14 +27,6 @@ def touch(root: Path, *names: str) -> None:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"x")
-
-
-def refusal(root: Path) -> str:
-    with pytest.raises(InputError) as caught:
-        find_inputs(root)
-    message = str(caught.value)
-    assert str(root) in message and "expected" in message and "\n" not in message
-    return message
 
 
 def socket(slug: object, relative_path: object) -> dict[str, object]:
@@ -68,7 +61,7 @@ def test_platform_masks(tmp_path):
     found = find_inputs(tmp_path)
     assert (found.fixed_mask, found.moving_mask) == tuple(tmp_path / f"images/{s}/a.mha" for s in slugs[2:])
     (tmp_path / "images/moving-mask/a.mha").unlink()  # announced, but not there
-    assert "no image for moving-mask" in refusal(tmp_path)
+    assert "no image for moving-mask" in refusal(find_inputs, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +89,7 @@ def test_platform_masks(tmp_path):
 def test_bad_inputs_json(tmp_path, content, says):
     platform(tmp_path, content)
     touch(tmp_path, "images/fixed/a.mha", "moving.mha")
-    assert says in refusal(tmp_path)
+    assert says in refusal(find_inputs, tmp_path)
 
 
 @examples(100)
@@ -112,7 +105,7 @@ def test_bad_inputs_json(tmp_path, content, says):
 def test_any_other_json_is_bad_input(tmp_path_factory, content):
     root = tmp_path_factory.mktemp("input")
     platform(root, content)
-    refusal(root)
+    refusal(find_inputs, root)
 
 
 @pytest.mark.parametrize("suffix", ["", "-image"])
@@ -141,12 +134,13 @@ def test_link_to_the_folder_is_not_resolved(tmp_path):
 def test_folder_of_dicom_files(tmp_path, name, place):
     touch(tmp_path, f"{place.replace('fixed', 'moving')}/moving.mha" if "images" in place else "moving.mha")
     touch(tmp_path, f"{place}/README", f"{place}/.hidden.dcm")
-    assert "no image for fixed" in refusal(tmp_path)
+    assert "no image for fixed" in refusal(find_inputs, tmp_path)
     (tmp_path / place / name).write_bytes(bytes(128) + b"DICM")  # the mark is in every file, the ending is not
     found = find_inputs(tmp_path)
     assert found.fixed == tmp_path / place and found.moving.name == "moving.mha"
     touch(tmp_path, f"{place}/below/im2.dcm", f"{place}.mha" if place == "fixed" else f"{place}/a.mha")
-    assert f"{place}.mha, fixed for fixed" if place == "fixed" else f"{place}/a.mha, {place} for" in refusal(tmp_path)
+    both = "fixed.mha, fixed for fixed" if place == "fixed" else f"{place}/a.mha, {place} for"
+    assert both in refusal(find_inputs, tmp_path)
 
 
 def test_folder_of_dicom_files_on_the_platform(tmp_path):
@@ -156,24 +150,24 @@ def test_folder_of_dicom_files_on_the_platform(tmp_path):
 
 
 def test_says_what_was_looked_for_and_what_was_there(tmp_path):
-    assert "no such folder" in refusal(tmp_path / "none")
-    message = refusal(tmp_path)
+    assert "no such folder" in refusal(find_inputs, tmp_path / "none")
+    message = refusal(find_inputs, tmp_path)
     assert "images/fixed/, images/fixed-image/ or fixed.*" in message and "no files" in message
     touch(tmp_path, "scan1.dcm", "images/fixed/one.mha")
-    message = refusal(tmp_path)
+    message = refusal(find_inputs, tmp_path)
     assert "no image for moving" in message and "images/fixed/one.mha, scan1.dcm" in message
     touch(tmp_path, "images/moving/a.mha", "images/fixed-image/two.mha")
-    assert "images/fixed/one.mha, images/fixed-image/two.mha for fixed" in refusal(tmp_path)
+    assert "images/fixed/one.mha, images/fixed-image/two.mha for fixed" in refusal(find_inputs, tmp_path)
     touch(tmp_path, *(f"slice{i}" for i in range(20)))
-    assert "and 16 more" in refusal(tmp_path)
+    assert "and 16 more" in refusal(find_inputs, tmp_path)
 
 
 def test_several_files_are_refused(tmp_path):
     touch(tmp_path, "fixed.mha", "fixed.nii", "moving.mha")
-    assert "fixed.mha, fixed.nii for fixed" in refusal(tmp_path)
+    assert "fixed.mha, fixed.nii for fixed" in refusal(find_inputs, tmp_path)
     (tmp_path / "fixed.nii").unlink()
     touch(tmp_path, "moving-mask.mha", "moving_mask.mha")
-    assert "moving-mask.mha, moving_mask.mha for moving-mask" in refusal(tmp_path)
+    assert "moving-mask.mha, moving_mask.mha for moving-mask" in refusal(find_inputs, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["fixed.mha", "images/fixed/a.mha"])
@@ -211,7 +205,7 @@ def test_a_folder_that_cannot_be_searched_is_said(tmp_path, as_nobody, closed, f
     for mode in (0o000, 0o600, 0o444):
         folder.chmod(mode)
         with as_nobody():
-            message = refusal(root)
+            message = refusal(find_inputs, root)
         folder.chmod(0o755)
         assert f"{folder}: cannot be " in message and "(Permission denied)" in message
 

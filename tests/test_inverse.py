@@ -15,6 +15,7 @@ from algorithm.geometry import Affine, Grid, jacobian_determinant
 from algorithm.lungs import LungMask
 from algorithm.results.ownership import TRANSFORMS, is_own_transform
 from algorithm.results.transformfiles import read_inverse, read_lungs, read_transform, write_inverse, write_transform
+from tests.support.grids import sitk_image
 from tests.support.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
 
 TRANSFORM, INVERSE = TRANSFORMS
@@ -137,10 +138,7 @@ def test_simpleitk_maps_points_as_we_do(written: Path) -> None:
 def test_simpleitk_resamples_by_the_file_as_by_the_written_field(tmp_path: Path, direction: tuple) -> None:
     fixed = Grid((20, 18, 16), (6.0, 5.0, 7.0), (-40.0, -60.0, 110.0), direction)
     write_transform(tmp_path / TRANSFORM, framed(WAVY), LungMask(BALL, BOX))
-    image = sitk.Image(fixed.size, sitk.sitkFloat32)
-    image.SetSpacing(fixed.spacing)
-    image.SetOrigin(fixed.origin)
-    image.SetDirection(np.ravel(direction).tolist())
+    image = sitk_image(np.zeros(fixed.shape, np.float32), fixed)
     field = sitk.TransformToDisplacementField(
         sitk.ReadTransform(str(tmp_path / TRANSFORM)),
         sitk.sitkVectorFloat64,

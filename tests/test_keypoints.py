@@ -31,11 +31,12 @@ from algorithm.refinement.keypoints.match import (
     search,
     search_margin,
 )
+from tests.support.grids import ROTATION
 from tests.support.strategies import smooth_field
 
 GRID = Grid((36, 32, 30), (2.0, 2.1, 1.9), (-40.0, 12.0, 300.0))
 FLIPPED = replace(GRID, direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)))
-ROTATED = replace(GRID, direction=((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8)))
+ROTATED = replace(GRID, direction=ROTATION)
 SETTINGS = MatchSettings(radius_mm=6.0)
 
 pytestmark = pytest.mark.usefixtures("one_thread")

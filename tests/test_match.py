@@ -16,9 +16,9 @@ from algorithm.files.writing import write_image
 from algorithm.results.result import read_result
 from algorithm.tools.match import doubling_days, matched, sphere_mm3
 from tests.support.made_up_results import FIXED_LUNGS, MOVING_LUNGS, points_in, write_result
+from tests.support.point_files import fcsv, markups
+from tests.support.running import lungreg
 from tests.support.strategies import examples
-from tests.test_command import lungreg
-from tests.test_points import fcsv, markups
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,9 +14,8 @@ from scipy.spatial.distance import pdist
 
 from algorithm.errors import InputError, exit_code
 from algorithm.geometry import Grid
+from tests.support.made_up_lungs import made_scan, scan_files, two_lungs
 from tests.support.strategies import examples
-from tests.test_breathing import two_lungs
-from tests.test_pairs import made_scan, scan_files
 from training import motion
 from training.motion import L2R_SPACING_MM, LAGS_MM, MotionStatistics, correspondences, of_pair, plot, statistics
 from training.pairs import TrainingPair

@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from algorithm.cascade.network import Cascade, CascadeSettings, UNet, normalise
 from algorithm.geometry import (
     Grid,
-    Matrix,
     downsample,
     downsample_by,
     index_displacement,
@@ -25,13 +24,13 @@ from algorithm.geometry import (
     warp,
     world_displacement,
 )
+from tests.support.grids import ROTATION
 from tests.support.strategies import as_matrix, examples, generators, grids, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROPERTY = examples(10)
 TINY = CascadeSettings(features=(4, 8), factors=(2, 1), network_size=(16, 12, 20))
-OBLIQUE: Matrix = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
 
 
 def linear(grid: Grid, matrix: np.ndarray, offset: np.ndarray) -> Tensor:
@@ -230,7 +229,7 @@ def test_constant_motions_add_up(turn: np.ndarray, generator: torch.Generator) -
 
 
 def test_linear_motions_are_composed_and_not_added() -> None:
-    grid = Grid((32, 32, 32), (1.0, 1.2, 1.5), (10.0, -20.0, 30.0), OBLIQUE)
+    grid = Grid((32, 32, 32), (1.0, 1.2, 1.5), (10.0, -20.0, 30.0), ROTATION)
     centre = grid.to_world(np.array([15.5, 15.5, 15.5]))
     random = np.random.default_rng(0)
     matrices, shifts = 0.06 * random.normal(size=(3, 3, 3)), random.normal(size=(3, 3))
@@ -272,7 +271,7 @@ def test_linear_motions_are_composed_and_not_added() -> None:
 
 def test_the_cascade_is_the_formula_of_its_docstring() -> None:
     cascade = lively(voxels=0.5)
-    grid = Grid(TINY.network_size, (1.0, 1.5, 2.0), direction=OBLIQUE)
+    grid = Grid(TINY.network_size, (1.0, 1.5, 2.0), direction=ROTATION)
     fixed, moving = images(grid)
     coarse = grid.coarsened()
     first = world_displacement(cascade.levels[0](normalise(downsample(torch.cat([fixed, moving], 1)))), coarse)
@@ -308,7 +307,7 @@ def test_a_level_is_applied_again_until_it_adds_little() -> None:
 
 def test_images_that_already_are_coarse() -> None:
     cascade = lively(CascadeSettings((4, 8), (4, 2, 1), (32, 24, 16)))
-    grid = Grid((32, 24, 16), (1.0, 1.5, 2.0), direction=OBLIQUE)
+    grid = Grid((32, 24, 16), (1.0, 1.5, 2.0), direction=ROTATION)
     fixed, moving = images(grid)
     expected, expected_grid = cascade(fixed, grid, moving, grid, 1)
     coarse = grid.coarsened()

@@ -25,6 +25,7 @@ from algorithm.objective import (
 )
 from algorithm.objective.local_correlation import local_correlation_distance
 from algorithm.objective.mind import mind_distance, mind_ssc
+from tests.support.grids import ROTATION
 from tests.support.strategies import as_matrix, examples, generators, rotations
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +35,7 @@ GRID = Grid(
     size=(7, 6, 5),
     spacing=(0.7, 1.1, 2.5),
     origin=(-120.0, 33.0, 410.0),
-    direction=((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8)),
+    direction=ROTATION,
 )
 
 

@@ -23,11 +23,11 @@ from algorithm.objective import (
 )
 from algorithm.objective.curvature import laplacian
 from algorithm.objective.ngf import gradient
+from tests.support.grids import ROTATION
 from tests.support.strategies import examples, generators, grids
 
 PROPERTY = examples(20)
-OBLIQUE = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
-GRID = Grid(size=(9, 8, 7), spacing=(0.7, 1.1, 2.5), origin=(-120.0, 33.0, 410.0), direction=OBLIQUE)
+GRID = Grid(size=(9, 8, 7), spacing=(0.7, 1.1, 2.5), origin=(-120.0, 33.0, 410.0), direction=ROTATION)
 INTERIOR = (..., slice(1, -1), slice(1, -1), slice(1, -1))
 
 
@@ -284,7 +284,7 @@ def test_mask_distance_of_shifted_boxes(shift: int) -> None:
 
 
 def test_mask_distance_after_half_a_voxel_of_linear_warp() -> None:
-    grid = Grid(size=(14, 12, 10), spacing=(2.0, 1.0, 3.0), direction=OBLIQUE)
+    grid = Grid(size=(14, 12, 10), spacing=(2.0, 1.0, 3.0), direction=ROTATION)
     along_x = torch.from_numpy(grid.axes[:, 0]).float()[None, :, None, None, None]
     encoded = one_hot(boxes(0), (4, 7))
     warped = warp(encoded, grid, (0.5 * along_x).expand(1, 3, *grid.shape), grid, fill=0.0)

@@ -11,10 +11,9 @@ import SimpleITK as sitk
 from algorithm.cascade.weights import save_errors
 from algorithm.fields.expected_error import ErrorModels
 from algorithm.results.ownership import is_own_page
+from tests.support.made_up_results import MODEL
 from tests.support.pages import Reader
-from tests.support.running import call_main, files_below, pair_options, results
-from tests.test_command import lungreg
-from tests.test_expected_error import MODEL
+from tests.support.running import call_main, files_below, lungreg, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

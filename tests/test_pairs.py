@@ -16,8 +16,8 @@ from torch import Tensor
 from algorithm.cascade.network import WINDOW_HU
 from algorithm.errors import InputError
 from algorithm.geometry import Grid, displacement_at, downsample, resample, warp
+from tests.support.made_up_lungs import made_scan, scan_files
 from tests.support.strategies import as_matrix, examples, grids, smooth_field
-from tests.test_breathing import two_lungs
 from training import bank
 from training.bank import write_bank
 from training.breathing import BreathingSettings
@@ -194,22 +194,6 @@ def test_to_a_device_moves_every_tensor_and_nothing_else(pair: TrainingPair) -> 
 
 
 # --- the bank --------------------------------------------------------------------------------------------------------
-
-
-def made_scan(path: Path) -> TrainingScan:
-    """Lungs and spacing that depend on the name."""
-    spacing = {"one": (8.0, 9.0, 8.0), "two": (9.0, 8.5, 7.5)}[path.stem]
-    grid = Grid((32, 24, 32), spacing, origin=(-120.0, -110.0, 50.0))
-    lungs = two_lungs(grid)
-    waves = 60 * torch.sin(torch.arange(32) / 2).expand(1, 1, *grid.shape)
-    return TrainingScan(path.stem, waves + torch.where(lungs > 0.5, -850.0, 30.0), lungs, grid)
-
-
-def scan_files(folder: Path) -> Path:
-    """What `made_scan` stands for."""
-    for name in ("two", "one"):
-        (folder / f"{name}.npz").touch()
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -28,11 +28,11 @@ from algorithm.radiotherapy.dicomobjects import (
 from algorithm.radiotherapy.structuresets import Structure, outlines, read_structures, shares, structure_set
 from algorithm.results.result import read_result
 from tests.support.dicom_series import write_series
-from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, MOVING_LUNGS, points_in, write_result
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, MOVING_LUNGS, blobs, points_in, write_result
 from tests.support.plastimatch import needs_plastimatch, plastimatch
+from tests.support.running import lungreg
 from tests.support.strategies import examples
-from tests.test_apply import blobs, image
-from tests.test_command import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_result(folder / "result")
     for name, grid, number in (("later", FIXED, "5"), ("earlier", MOVING, "6")):
         tags = TAGS | {"0020|0052": FRAMES[name], "0020|000e": f"1.2.3.{number}"}
-        write_series(folder / name, image(blobs(grid, "int16"), grid), tags)
+        write_series(folder / name, sitk_image(blobs(grid, "int16"), grid), tags)
     figures = json.loads((folder / "result" / "results.json").read_text())
     figures["grids"] = {
         scan: asdict(read_grid(folder / name)) for scan, name in (("fixed", "later"), ("moving", "earlier"))
@@ -145,8 +145,10 @@ def test_structures_are_carried_as_masks_are(case: Path, tmp_path: Path, capfd: 
     assert (gtv.name, gtv.colour, gtv.kind, carried.frame) == ("GTV", [255, 0, 0], "GTV", FRAMES["later"])
     target = read_grid(case / "later")
     transform = sitk.ReadTransform(str(case / "result" / "transform.h5"))
-    reference = image(np.zeros(target.shape, np.float32), target)
-    expected = sitk.GetArrayFromImage(sitk.Resample(image(before, grid), reference, transform, sitk.sitkLinear, 0.0))
+    reference = sitk_image(np.zeros(target.shape, np.float32), target)
+    expected = sitk.GetArrayFromImage(
+        sitk.Resample(sitk_image(before, grid), reference, transform, sitk.sitkLinear, 0.0)
+    )
     found = shares(gtv.contours, target)
     assert found.sum() == pytest.approx(expected.sum(), rel=0.05)  # voxels of 5 to 7 mm
     assert 2 * np.minimum(found, expected).sum() / (found.sum() + expected.sum()) > 0.93
@@ -169,7 +171,7 @@ def test_plastimatch_reads_structures_and_dose(case: Path, tmp_path: Path) -> No
     assert call(case, tmp_path / "out", f"--rtstruct={tmp_path / 'RS.dcm'}", f"--rtdose={tmp_path / 'RD.dcm'}") == 0
     names = {kind: tmp_path / f"{kind}.mha" for kind in ("labels", "dose")}
     target = read_grid(case / "later")
-    sitk.WriteImage(image(np.zeros(target.shape, np.int16), target), str(tmp_path / "later.mha"))
+    sitk.WriteImage(sitk_image(np.zeros(target.shape, np.int16), target), str(tmp_path / "later.mha"))
     of_later = ("--referenced-ct", case / "later", "--fixed", tmp_path / "later.mha")
     plastimatch(
         "convert", "--input", tmp_path / "out" / "structures.dcm", *of_later, "--output-labelmap", names["labels"]
@@ -228,8 +230,10 @@ def test_dose_is_carried_as_images_are(
     carried = read_dose(tmp_path / "out" / "dose.dcm")
     assert str(carried.data.FrameOfReferenceUID) == FRAMES["later"] and carried.data.DoseUnits == "GY"
     transform = sitk.ReadTransform(str(case / "result" / "transform.h5"))
-    reference = image(np.zeros(carried.grid.shape, np.float32), carried.grid)
-    expected = sitk.GetArrayFromImage(sitk.Resample(image(values, grid), reference, transform, sitk.sitkLinear, 0.0))
+    reference = sitk_image(np.zeros(carried.grid.shape, np.float32), carried.grid)
+    expected = sitk.GetArrayFromImage(
+        sitk.Resample(sitk_image(values, grid), reference, transform, sitk.sitkLinear, 0.0)
+    )
     assert expected.max() > 50
     np.testing.assert_allclose(carried.values, expected, atol=1e-3)
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from algorithm.geometry import Affine, compose, jacobian_determinant
+from tests.support.made_up_lungs import GRID, LUNGS, SEEDS, positions
 from tests.support.strategies import examples
-from tests.test_breathing import GRID, LUNGS, PROPERTY, SEEDS, positions
 from training import random_motion
 from training.breathing import AT_REST, BREATH_HOLD
 from training.data import save_arrays
@@ -29,6 +29,8 @@ from training.random_motion import (
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+PROPERTY = examples(8)
 
 QUIET = MotionSettings()
 KINDS = {"at rest": AT_REST.motion, "breath-hold": BREATH_HOLD.motion}

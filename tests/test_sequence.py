@@ -19,7 +19,7 @@ from algorithm.geometry import Affine, Grid
 from algorithm.results.result import Result
 from algorithm.tools.sequence import find_phases, follow
 from tests.support.made_up_results import lungs_at
-from tests.test_command import lungreg
+from tests.support.running import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

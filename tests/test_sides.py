@@ -11,7 +11,7 @@ from algorithm.geometry import Grid, canonical_axes, restored
 from algorithm.lungs import LungMask
 from algorithm.lungs.sides import LEFT, RIGHT, UNKNOWN, left_and_right
 from tests.support.made_up_results import FIXED, FIXED_LUNGS, write_result
-from tests.test_command import lungreg
+from tests.support.running import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

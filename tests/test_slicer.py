@@ -13,9 +13,9 @@ import SimpleITK as sitk
 
 from algorithm.files.writing import write_image
 from algorithm.tools.slicer import NAME
-from tests.support.made_up_results import EXPECTED, FIXED, MOVING, write_result
-from tests.test_apply import blobs, image
-from tests.test_command import lungreg
+from tests.support.grids import sitk_image
+from tests.support.made_up_results import EXPECTED, FIXED, MOVING, blobs, write_result
+from tests.support.running import lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +26,7 @@ def study(tmp_path: Path) -> Path:
     folder = tmp_path / 'a study\'s "files"'
     folder.mkdir()
     for name, grid in (("now", FIXED), ("before", MOVING)):
-        sitk.WriteImage(image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
+        sitk.WriteImage(sitk_image(blobs(grid, "int16"), grid), str(folder / f"{name}.nii.gz"))
     result = write_result(folder / "result")
     for kind, grid in (("warped-moving", FIXED), ("expected-error", EXPECTED.grid)):
         (result / "images" / kind).mkdir(parents=True)

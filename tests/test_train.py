@@ -111,8 +111,7 @@ def test_packed_codes_span_the_lung_window() -> None:
 
 
 def test_a_packed_grid_comes_back() -> None:
-    direction = ((0.8, -0.6, 0.0), (0.48, 0.64, -0.6), (0.36, 0.48, 0.8))
-    grid = Grid((3, 4, 5), (0.1, 1 / 3, 2.5), (-120.7, 33.0, 1e4), direction)
+    grid = Grid((3, 4, 5), (0.1, 1 / 3, 2.5), (-120.7, 33.0, 1e4), ROTATION)
     assert data.packed_grid(data.grid_arrays(grid, "a_"), "a_") == grid
 
 

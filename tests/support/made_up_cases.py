@@ -120,7 +120,7 @@ def check_result(result: dict[str, Any], wrong_by: int) -> None:
 
 
 def read_strictly(path: Path) -> dict[str, Any]:
-    """metrics.json by the letter: no NaN, no Infinity."""
+    """JSON by the letter: no NaN, no Infinity."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{path} holds {constant}, which is no JSON")

@@ -5,15 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 
-from algorithm.fields.expected_error import ExpectedError
+from algorithm.fields.expected_error import ErrorModel, ExpectedError
 from algorithm.fields.inverse import framed, inverse
 from algorithm.fields.transform import Transform
 from algorithm.geometry import Affine, Grid
 from algorithm.lungs import LungMask
 from algorithm.results.ownership import TRANSFORMS
 from algorithm.results.transformfiles import write_inverse, write_transform
+from tests.support.grids import sitk_image
 
 TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
 FLIP = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
@@ -57,6 +59,7 @@ def rising(grid: Grid) -> ExpectedError:
 
 
 EXPECTED = rising(FIXED_LUNGS.grid.coarsened(2))
+MODEL = ErrorModel(constant=-0.2, around=0.9, lungs=0.4)
 
 
 def write_result(folder: Path, transform: Transform = WAVY, expected: ExpectedError | None = EXPECTED) -> Path:
@@ -83,3 +86,15 @@ def points_in(grid: Grid, number: int = 500, margin: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(0)
     last = np.array(grid.size) - 1
     return grid.to_world(margin + rng.random((number, 3)) * (last - 2 * margin))
+
+
+def blobs(grid: Grid, dtype: str) -> np.ndarray:
+    """Smooth noise, -1000 to some hundreds; or labels 0 to 3."""
+    rng = np.random.default_rng(1)
+    smooth = sitk.GetArrayFromImage(
+        sitk.DiscreteGaussian(sitk_image(rng.normal(size=grid.shape), Grid(grid.size)), variance=4.0)
+    )
+    smooth = smooth / np.abs(smooth).max()
+    return (
+        np.digitize(smooth, [-0.2, 0.0, 0.2]).astype(dtype) if dtype == "uint8" else (smooth * 900 - 500).astype(dtype)
+    )

@@ -1,8 +1,8 @@
 """Runs the main program in this process, and reads what it wrote the way any user would: with SimpleITK."""
 
 import functools
-import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from algorithm import command
 from algorithm.__main__ import main
 from algorithm.preparation.prepare import PrepareSettings, prepare
 from algorithm.preparation.scan import PrealignSettings
 from algorithm.registration import REFINE
 from tests.support.golden_check import landmark_errors_mm, read_only_image
+from tests.support.made_up_cases import read_strictly
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, deformed=(30, 20)))
 """Close to the default on phantoms, in a tenth of its time."""
@@ -45,12 +47,23 @@ def call_main(*arguments: object) -> int:
         if not any(str(argument).startswith(option) for argument in arguments):
             arguments = (*arguments, f"{option}={value}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["algorithm", *map(str, arguments)])
         patch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
         for name, settings in list(REFINE.items()):
             patch.setitem(REFINE, name, replace(settings, spacing_mm=(16.0, 8.0), steps=(15, 15)))
+        return exit_code(main, "algorithm", *arguments)
+
+
+def lungreg(*arguments: object) -> int:
+    """The exit code of ``lungreg ARGUMENTS``."""
+    return exit_code(command.main, "lungreg", *arguments)
+
+
+def exit_code(program: Callable[[], int], *arguments: object) -> int:
+    """What the program returns, or exits with, when it is called by these arguments, its name the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*map(str, arguments)])
         try:
-            return main()
+            return program()
         except SystemExit as end:
             assert isinstance(end.code, int)
             return end.code
@@ -85,13 +98,8 @@ def warped_image(output: Path) -> sitk.Image:
 
 
 def results(output: Path) -> dict[str, Any]:
-    """results.json, read by the letter: no NaN, no Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"results.json holds {constant}, which is no JSON")
-
-    content: dict[str, Any] = json.loads((output / "results.json").read_text(), parse_constant=refuse)
-    return content
+    """results.json, read by the letter."""
+    return read_strictly(output / "results.json")
 
 
 def prealignment_errors_mm(output: Path, example: Path) -> tuple[float, float]:
