@@ -1,6 +1,5 @@
 """The registration from Python: the same as the command's, for scans in files and in memory."""
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,10 @@ import algorithm
 from algorithm.errors import InputError
 from algorithm.files.images import read_image
 from algorithm.given import scan
-from algorithm.preparation.prepare import prepare
 from algorithm.results.ownership import TRANSFORMS
 from tests.support.grids import sitk_image
 from tests.support.made_up_results import FIXED, FIXED_LUNGS, MOVING, blobs, points_in, write_result
-from tests.support.running import COARSE, call_main, files_below, lungreg, pair_options, results
+from tests.support.running import call_main, coarsely, files_below, lungreg, pair_options, results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,8 +28,7 @@ def registrar(small_weights: Path) -> algorithm.Registrar:
 
 @pytest.fixture(scope="module")
 def registration(example: Path, registrar: algorithm.Registrar) -> algorithm.Registration:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
+    with coarsely("algorithm.registration"):
         return registrar.register(example / "fixed.mha", example / "moving.mha", refine="off")
 
 
@@ -110,11 +107,11 @@ def test_the_moving_scan_comes_onto_the_fixed_one(registration: algorithm.Regist
 
 
 def test_scans_in_memory_are_those_in_files(
-    monkeypatch: pytest.MonkeyPatch, example: Path, registrar: algorithm.Registrar, by_command: Path, tmp_path: Path
+    example: Path, registrar: algorithm.Registrar, by_command: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
     fixed, moving = (sitk.ReadImage(str(example / f"{name}.mha")) for name in ("fixed", "moving"))
-    found = registrar.register(fixed, moving, refine="off")
+    with coarsely("algorithm.registration"):
+        found = registrar.register(fixed, moving, refine="off")
     points = points_in(found._result.transform.grid)
     expected = algorithm.load(by_command).to_moving(points)
     np.testing.assert_allclose(found.to_moving(points), expected, atol=1e-3)
@@ -122,13 +119,13 @@ def test_scans_in_memory_are_those_in_files(
     assert results(tmp_path / "out")["fixed"] == "fixed"
 
 
-def test_masks_in_memory_count(monkeypatch: pytest.MonkeyPatch, example: Path, registrar: algorithm.Registrar) -> None:
-    monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
+def test_masks_in_memory_count(example: Path, registrar: algorithm.Registrar) -> None:
     masks = [example / "fixed_lobes.mha", example / "moving_lobes.mha"]
-    found = [
-        registrar.register(example / "fixed.mha", example / "moving.mha", "off", *given)
-        for given in (masks, [sitk.ReadImage(str(path)) for path in masks])
-    ]
+    with coarsely("algorithm.registration"):
+        found = [
+            registrar.register(example / "fixed.mha", example / "moving.mha", "off", *given)
+            for given in (masks, [sitk.ReadImage(str(path)) for path in masks])
+        ]
     points = points_in(found[0]._result.transform.grid)
     np.testing.assert_allclose(found[0].to_moving(points), found[1].to_moving(points), atol=1e-6)
 

@@ -1,11 +1,11 @@
 """The pages on use: every command and every line of Python in them is run, on a result that was made up."""
 
-import functools
 import json
 import re
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -21,11 +21,10 @@ from algorithm.fields.expected_error import ErrorModels
 from algorithm.fields.inverse import framed
 from algorithm.files.writing import write_field, write_image
 from algorithm.options import Options
-from algorithm.preparation.prepare import prepare
 from tests.support.grids import sitk_image
 from tests.support.made_up_results import EXPECTED, FIXED, MODEL, MOVING, WAVY, blobs, write_result
 from tests.support.point_files import POINTS, fcsv, stl
-from tests.support.running import COARSE, lungreg
+from tests.support.running import coarsely, lungreg
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,7 +92,9 @@ def test_commands(
 
 
 @pytest.fixture
-def scans(tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, made_up: Path) -> None:
+def scans(
+    tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch, made_up: Path
+) -> Iterator[None]:
     """A pair to register, quickly, in the folder where the test then is; `lungreg` is the package."""
     for name, of in (("later", "fixed"), ("earlier", "moving")):
         shutil.copy(example / f"{of}.mha", tmp_path / f"{name}.mha")
@@ -101,10 +102,11 @@ def scans(tmp_path: Path, example: Path, small_weights: Path, monkeypatch: pytes
     sitk.WriteImage(sitk.ReadImage(str(example / "moving_lobes.mha")), str(tmp_path / "lobes.nii.gz"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "lungreg", algorithm)
-    monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
     shutil.copytree(small_weights, tmp_path / "weights")
     save_errors(tmp_path / "weights", ErrorModels(MODEL, MODEL), {})
     monkeypatch.setattr("algorithm.cascade.weights.BUNDLED", tmp_path / "weights")
+    with coarsely("algorithm.registration"):
+        yield
 
 
 @pytest.mark.usefixtures("scans")

@@ -1,6 +1,5 @@
 """The way through a GPU, on a pretended one: the CPU's results, and nothing that a real one would refuse."""
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,11 +16,10 @@ from algorithm.cascade.network import CascadeSettings
 from algorithm.cascade.weights import load_cascade
 from algorithm.devices import choose_device
 from algorithm.errors import InputError
-from algorithm.preparation.prepare import prepare
 from algorithm.report import Report
 from baselines import ruehaak
 from tests.support.pretended_gpu import DeviceError, on_gpu, pretended_gpu
-from tests.support.running import COARSE, call_main, field_array, pair_options, results
+from tests.support.running import call_main, coarsely, exit_code, field_array, pair_options, results
 from training import data, train
 from training.settings import TrainSettings
 
@@ -171,12 +169,10 @@ def test_a_whole_run(
 def test_keypoints_and_the_conventional_method(tmp_path: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse = replace(ruehaak.CONVENTIONAL, spacing_mm=(16.0,), steps=(5,), weights=ruehaak.CONVENTIONAL.weights[:1])
     monkeypatch.setattr(ruehaak, "CONVENTIONAL", coarse)
-    monkeypatch.setattr(ruehaak, "prepare", partial(prepare, settings=COARSE))
     for device in ("cpu", "cuda"):
         files = (example / "fixed.mha", example / "moving.mha", tmp_path / device)
-        monkeypatch.setattr(sys, "argv", ["ruehaak", *map(str, files), f"--device={device}"])
-        with pretended_gpu():
-            assert ruehaak.main() == 0
+        with pretended_gpu(), coarsely("baselines.ruehaak"):
+            assert exit_code(ruehaak.main, "ruehaak", *files, f"--device={device}") == 0
     np.testing.assert_allclose(field_array(tmp_path / "cuda"), field_array(tmp_path / "cpu"), atol=1e-3)
 
 

@@ -206,9 +206,7 @@ def prealignment_error_mm(pair: PhantomPair, fixed: Scan, moving: Scan, world: A
     return float(np.linalg.norm(found - targets, axis=1)[there].mean())
 
 
-@pytest.mark.parametrize(
-    "degrees, axis", [(30, (0.0, 0.0, 1.0)), (35, (1.0, 2.0, 3.0)), (90, (1.0, 0.0, 0.0)), (180, (0.0, 0.0, 1.0))]
-)
+@pytest.mark.parametrize("degrees, axis", [(35, (1.0, 2.0, 3.0)), (90, (1.0, 0.0, 0.0)), (180, (0.0, 0.0, 1.0))])
 def test_turned_patients(
     example_pair: PhantomPair, scans: tuple[Scan, Scan], degrees: float, axis: tuple[float, float, float]
 ) -> None:

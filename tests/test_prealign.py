@@ -86,7 +86,7 @@ def test_a_known_affine_map_is_found_however_the_scan_is_stored(fixed: Scan, sto
     assert error_mm(prealign(fixed, moving), affine, fixed) < 1.2  # voxels of 8 mm
 
 
-@pytest.mark.parametrize(("degrees", "axis"), [(25, (1, 2, 3)), (40, (1, 2, 3)), (60, (-3, 1, 1)), (80, (2, -1, 0))])
+@pytest.mark.parametrize(("degrees", "axis"), [(25, (1, 2, 3)), (60, (-3, 1, 1)), (80, (2, -1, 0))])
 def test_a_patient_who_is_turned(fixed: Scan, degrees: int, axis: tuple[int, int, int]) -> None:
     rotation = Rotation.from_rotvec(np.deg2rad(degrees) * np.array(axis) / np.linalg.norm(axis)).as_matrix()
     affine = Affine.from_arrays(rotation @ SHEARED, np.array([12.0, -8.0, 15.0]))

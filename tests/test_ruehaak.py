@@ -1,26 +1,22 @@
 """The conventional baseline: the outputs of the algorithm, and a better alignment than before."""
 
-import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk
 
-from algorithm.preparation.prepare import prepare
 from baselines import ruehaak
 from benchmarks import landmarks
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomSettings, chest_grid, make_pair
 from tests.support.golden_check import landmark_errors_mm, read_transform
-from tests.support.running import COARSE, files_below, prealignment_errors_mm, results
+from tests.support.running import coarsely, exit_code, files_below, prealignment_errors_mm, results
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(ruehaak, "prepare", partial(prepare, settings=COARSE))
-    monkeypatch.setattr(sys, "argv", ["ruehaak", *map(str, arguments), "--device=cpu"])
-    return ruehaak.main()
+def call(*arguments: object) -> int:
+    with coarsely("baselines.ruehaak"):
+        return exit_code(ruehaak.main, "ruehaak", *arguments, "--device=cpu")
 
 
 def test_registers_a_phantom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -30,7 +26,7 @@ def test_registers_a_phantom(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     grid = chest_grid((64, 56, 60))
     write_pair(tmp_path / "in", make_pair(PhantomSettings(fixed_grid=grid, moving_grid=grid)))
     example, output = tmp_path / "in", tmp_path / "out"
-    assert call(monkeypatch, example / "fixed.mha", example / "moving.mha", output) == 0
+    assert call(example / "fixed.mha", example / "moving.mha", output) == 0
     fixed = sitk.ReadImage(str(example / "fixed.mha"))
     transform = read_transform(output / "images" / "displacement-field", fixed)
     before, prealigned = prealignment_errors_mm(output, example)
@@ -61,14 +57,12 @@ def test_our_refinement_from_the_prealignment_goes_by_its_own_name(
     monkeypatch.setattr(ruehaak, "REFINEMENT", coarse)
     made = landmarks.command("refinement", example, tmp_path, [])
     assert made[1:3] == ["-m", "baselines.ruehaak"]
-    assert call(monkeypatch, *made[3:]) == 0
+    assert call(*made[3:]) == 0
     said = results(tmp_path)
     assert said["method"] == "refinement" and said["quality"]["after"]["inconsistency_mm"] > 0
 
 
-def test_a_missing_file_is_one_sentence_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, tmp_path / "no.mha", tmp_path / "no.mha", tmp_path / "out") == 2
+def test_a_missing_file_is_one_sentence_and_exit_code_2(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert call(tmp_path / "no.mha", tmp_path / "no.mha", tmp_path / "out") == 2
     assert "no.mha" in capfd.readouterr().err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()

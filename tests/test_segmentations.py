@@ -1,6 +1,5 @@
 """TotalSegmentator's and lungmask's lobes in place of lung masks."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,7 @@ import SimpleITK as sitk
 
 from algorithm.errors import InputError
 from algorithm.lungs.segmentations import lungs_of
-from algorithm.preparation.prepare import prepare
-from tests.support.running import COARSE, call_main, field_array, pair_options
+from tests.support.running import call_main, field_array, pair_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,9 +74,8 @@ def test_what_holds_no_lobes_is_refused(tmp_path: Path, forms: dict[str, Path]) 
 
 
 def test_the_command_takes_them_as_masks(
-    tmp_path: Path, forms: dict[str, Path], example: Path, small_weights: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, forms: dict[str, Path], example: Path, small_weights: Path
 ) -> None:
-    monkeypatch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
     fields = []
     for options in (["--fixed-lobes", forms["folder"]], ["--fixed-mask", forms["lungmask"]], []):
         out = tmp_path / f"out{len(fields)}"

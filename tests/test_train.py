@@ -21,6 +21,7 @@ from algorithm.lungs import crop_grid, lung_mask
 from algorithm.preparation import prepare
 from algorithm.preparation.prepare import PrepareSettings
 from phantom import PhantomPair
+from tests.support.grids import ROTATION
 from training import data, train
 from training.bank import write_bank
 from training.breathing import AT_REST

@@ -1,15 +1,20 @@
 """Runs the main program in this process, and reads what it wrote the way any user would: with SimpleITK."""
 
+import copy
 import functools
+import hashlib
+import pkgutil
 import sys
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from algorithm import command
 from algorithm.__main__ import main
@@ -38,6 +43,46 @@ sys.exit(call_main(*sys.argv[1:]))
 """A program: the main one, but that writing what `Transform.{method}` yields never gets beyond a part of it."""
 
 
+_KNOWN: dict[tuple[str, bytes], Any] = {}
+"""Results of `remembered` functions, by name and hash of the arguments."""
+
+
+def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which works out the same arguments once in a process. Each caller gets a copy of the result."""
+
+    def known(*arguments: object) -> Any:
+        key = function.__qualname__, hashlib.blake2b(b"".join(map(contents, arguments))).digest()
+        if key not in _KNOWN:
+            _KNOWN[key] = function(*arguments)
+        return copy.deepcopy(_KNOWN[key])
+
+    return known
+
+
+def contents(value: object) -> bytes:
+    """All that the value of a `remembered` function depends on."""
+    if is_dataclass(value):
+        return b"".join(contents(getattr(value, field.name)) for field in fields(value))
+    array = value.numpy() if isinstance(value, torch.Tensor) else value
+    if isinstance(array, np.ndarray):
+        return repr((array.dtype, array.shape)).encode() + array.tobytes()
+    return repr(value).encode()
+
+
+@contextmanager
+def coarsely(module: str) -> Iterator[None]:
+    """In the body, ``module`` prepares pairs with `COARSE`, and what is known of earlier ones is not worked out again.
+
+    Most tests register the same scans, and ask how they are read or what is written: then the lungs of the same voxels,
+    and the pre-alignment of the same two, are known.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{module}.prepare", functools.partial(prepare, settings=COARSE))
+        for place in ("algorithm.lungs._lungs", "algorithm.preparation.prepare.prealign"):
+            patch.setattr(place, remembered(pkgutil.resolve_name(place)))
+        yield
+
+
 def call_main(*arguments: object) -> int:
     """The exit code of ``python -m algorithm ARGUMENTS``, with a pre-alignment that is fast but coarse.
 
@@ -46,8 +91,7 @@ def call_main(*arguments: object) -> int:
     for option, value in (("--refine", "off"), ("--report", "off")):
         if not any(str(argument).startswith(option) for argument in arguments):
             arguments = (*arguments, f"{option}={value}")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("algorithm.registration.prepare", functools.partial(prepare, settings=COARSE))
+    with pytest.MonkeyPatch.context() as patch, coarsely("algorithm.registration"):
         for name, settings in list(REFINE.items()):
             patch.setitem(REFINE, name, replace(settings, spacing_mm=(16.0, 8.0), steps=(15, 15)))
         return exit_code(main, "algorithm", *arguments)
