@@ -21,6 +21,9 @@ settings.register_profile(
 )
 settings.load_profile("same")
 
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # threads beyond the processors wait for each other
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))
+
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:

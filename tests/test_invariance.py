@@ -16,7 +16,7 @@ from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Size, displacement_at
 from algorithm.preparation.prealign import prealign, searched_starts, starts
 from algorithm.preparation.scan import PrealignSettings, Scan
-from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, spaced, stored
+from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, stored
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.support.running import call_main, pair_options, results
@@ -112,14 +112,10 @@ def test_storage_order_does_not_matter(
     assert np.abs(found(lung_points_mm(example_pair)) - expected).max() < 1e-3
 
 
-PLACES = {"both": (carried(FAR_MM), carried(FAR_MM)), "apart": (carried(FAR_MM), carried(AWAY_MM))}
-
-
-@pytest.mark.parametrize("which", PLACES)
 def test_worlds_metres_away(
-    tmp_path: Path, small_weights: Path, example: Path, example_pair: PhantomPair, expected: np.ndarray, which: str
+    tmp_path: Path, small_weights: Path, example: Path, example_pair: PhantomPair, expected: np.ndarray
 ) -> None:
-    found = bench(tmp_path, small_weights, example).register(*PLACES[which])
+    found = bench(tmp_path, small_weights, example).register(carried(FAR_MM), carried(AWAY_MM))
     assert np.abs(found(lung_points_mm(example_pair)) - expected).max() < 0.1
 
 
@@ -151,22 +147,18 @@ class Case:
     fixed_change: Change = same
     moving_change: Change = same
     warning: str = ""
-    most_mm: float = 4.0
-    """Half a voxel of the phantom, with untrained weights."""
 
 
 OUTSIDE = "outside the moving field of view"
+MOST_MM = 4.0
+"""Half a voxel of the phantom, with untrained weights."""
 CASES = {
-    "left lungs": Case(LEFT_LUNG),
     "fixed left lung, moving both": Case(LEFT_LUNG, moving=BOTH_LUNGS),
-    "fixed left half": Case(fixed_change=cut((0.5, 0, 0), (1, 1, 1))),
     "moving left half": Case(moving_change=cut((0.5, 0, 0), (1, 1, 1)), warning=OUTSIDE),
     "fixed upper half": Case(fixed_change=cut((0, 0, 0.5), (1, 1, 1))),
-    "moving lower part": Case(moving_change=cut((0, 0, 0), (1, 1, 0.65)), warning=OUTSIDE, most_mm=5.0),
     "both cut everywhere": Case(
         fixed_change=cut((0.15, 0.2, 0.3), (0.85, 0.8, 0.8)), moving_change=cut((0.12, 0.15, 0.3), (0.85, 0.8, 0.85))
     ),
-    "0.4 mm against 5 mm": Case(fixed_change=spaced(8, 8, 0.4), moving_change=spaced(5, 5, 5)),
 }
 
 
@@ -183,7 +175,7 @@ def test_accuracy_where_both_show_the_lungs(tmp_path: Path, small_weights: Path,
     both = shown(points, case.fixed_change(fixed).image.grid) & shown(targets, case.moving_change(moving).image.grid)
     error = np.linalg.norm(found(points[both]) - targets[both], axis=1).mean()
     assert both.mean() > 0.2
-    assert error < case.most_mm < np.linalg.norm(points - targets, axis=1)[both].mean()
+    assert error < MOST_MM < np.linalg.norm(points - targets, axis=1)[both].mean()
     assert case.warning in found.warnings
 
 

@@ -17,6 +17,7 @@ from algorithm.results.ownership import TRANSFORMS, is_own_transform
 from algorithm.results.transformfiles import read_inverse, read_lungs, read_transform, write_inverse, write_transform
 from tests.support.grids import sitk_image
 from tests.support.made_up_results import AFFINE, BOX, FLIP, TURN, WAVY, lungs_at, points_in, wavy
+from tests.support.remembered import remembered
 
 TRANSFORM, INVERSE = TRANSFORMS
 
@@ -117,7 +118,7 @@ def test_the_inverse_displaces_the_voxels_of_the_moving_scan_as_its_points() -> 
 def written(tmp_path: Path) -> Path:
     there = framed(WAVY)
     write_transform(tmp_path / TRANSFORM, there, LungMask(BALL, BOX))
-    write_inverse(tmp_path / INVERSE, inverse(there, moving_lungs(AFFINE)), moving_lungs(AFFINE))
+    write_inverse(tmp_path / INVERSE, remembered(inverse)(there, moving_lungs(AFFINE)), moving_lungs(AFFINE))
     return tmp_path
 
 

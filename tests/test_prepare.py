@@ -134,8 +134,8 @@ def test_lungs_are_neither_refused_nor_doubted(
 # --- an infant -------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def infant(tmp_path: Path) -> tuple[Path, PhantomPair]:
+@pytest.fixture(scope="module")
+def infant(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PhantomPair]:
     """The files of a pair whose lungs have 0.15 l: all lengths of an adult's times 0.36, voxels of 1.4 mm."""
     pair = make_pair(PhantomSettings(fixed_grid=chest_grid((76, 60, 70))))
     small = replace(
@@ -146,8 +146,9 @@ def infant(tmp_path: Path) -> tuple[Path, PhantomPair]:
         fixed_landmarks_mm=0.36 * pair.fixed_landmarks_mm,
         moving_landmarks_mm=0.36 * pair.moving_landmarks_mm,
     )
-    write_pair(tmp_path, small)
-    return tmp_path, small
+    folder = tmp_path_factory.mktemp("infant")
+    write_pair(folder, small)
+    return folder, small
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -16,6 +16,7 @@ from algorithm.lungs import LungMask
 from algorithm.results.ownership import TRANSFORMS
 from algorithm.results.transformfiles import write_inverse, write_transform
 from tests.support.grids import sitk_image
+from tests.support.remembered import remembered
 
 TURN = ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))
 FLIP = ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))
@@ -67,7 +68,7 @@ def write_result(folder: Path, transform: Transform = WAVY, expected: ExpectedEr
     folder.mkdir(exist_ok=True)
     whole = framed(transform)
     write_transform(folder / TRANSFORMS[0], whole, FIXED_LUNGS, expected)
-    write_inverse(folder / TRANSFORMS[1], inverse(whole, MOVING_LUNGS), MOVING_LUNGS)
+    write_inverse(folder / TRANSFORMS[1], remembered(inverse)(whole, MOVING_LUNGS), MOVING_LUNGS)
     figures = {
         "version": "0.1.0",
         "timings_s": {"total": 1.0},

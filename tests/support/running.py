@@ -1,20 +1,17 @@
 """Runs the main program in this process, and reads what it wrote the way any user would: with SimpleITK."""
 
-import copy
 import functools
-import hashlib
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from algorithm import command
 from algorithm.__main__ import main
@@ -23,9 +20,16 @@ from algorithm.preparation.scan import PrealignSettings
 from algorithm.registration import REFINE
 from tests.support.golden_check import landmark_errors_mm, read_only_image
 from tests.support.made_up_cases import read_strictly
+from tests.support.remembered import remembered
 
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, deformed=(30, 20)))
 """Close to the default on phantoms, in a tenth of its time."""
+REMEMBERED = (
+    "algorithm.lungs._lungs",
+    "algorithm.preparation.prepare.prealign",
+    "algorithm.fields.inverse.inverse_and_residual",
+    "algorithm.deliver.inverse_and_residual",
+)
 
 HANGS_HALF_WAY = """
 import sys, time
@@ -43,42 +47,16 @@ sys.exit(call_main(*sys.argv[1:]))
 """A program: the main one, but that writing what `Transform.{method}` yields never gets beyond a part of it."""
 
 
-_KNOWN: dict[tuple[str, bytes], Any] = {}
-"""Results of `remembered` functions, by name and hash of the arguments."""
-
-
-def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which works out the same arguments once in a process. Each caller gets a copy of the result."""
-
-    def known(*arguments: object) -> Any:
-        key = function.__qualname__, hashlib.blake2b(b"".join(map(contents, arguments))).digest()
-        if key not in _KNOWN:
-            _KNOWN[key] = function(*arguments)
-        return copy.deepcopy(_KNOWN[key])
-
-    return known
-
-
-def contents(value: object) -> bytes:
-    """All that the value of a `remembered` function depends on."""
-    if is_dataclass(value):
-        return b"".join(contents(getattr(value, field.name)) for field in fields(value))
-    array = value.numpy() if isinstance(value, torch.Tensor) else value
-    if isinstance(array, np.ndarray):
-        return repr((array.dtype, array.shape)).encode() + array.tobytes()
-    return repr(value).encode()
-
-
 @contextmanager
 def coarsely(module: str) -> Iterator[None]:
     """In the body, ``module`` prepares pairs with `COARSE`, and what is known of earlier ones is not worked out again.
 
     Most tests register the same scans, and ask how they are read or what is written: then the lungs of the same voxels,
-    and the pre-alignment of the same two, are known.
+    the pre-alignment of the same two, and the inverse of the same field, are known.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(f"{module}.prepare", functools.partial(prepare, settings=COARSE))
-        for place in ("algorithm.lungs._lungs", "algorithm.preparation.prepare.prealign"):
+        for place in REMEMBERED:
             patch.setattr(place, remembered(pkgutil.resolve_name(place)))
         yield
 
