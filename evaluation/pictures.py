@@ -24,7 +24,7 @@ from .fields import axes_of
 from .images import find_image, read_image
 from .jacobian import FOLDED, jacobian_determinant
 
-COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d")
+COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d", "#111111", "#8c510a")
 """Of the evaluations, in turn."""
 BEFORE = "#888888"
 MOST_PIXELS = 420

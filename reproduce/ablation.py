@@ -47,21 +47,28 @@ def ablation_fields(runs: Runs, folder: Path, pairs: Sequence[Pair]) -> Fields:
         ]
 
     for pair in counted([pair for pair in pairs if missing(pair)], lambda pair: f"{pair.name}, ablation"):
-        ready: dict[tuple[int, int, int], Prepared] = {}
+        ready: dict[tuple[int, int, int], Prepared | str] = {}
         for name in missing(pair):
             cascade, sha256 = cascades[name].cascade, cascades[name].sha256
             size = cascade.settings.network_size
-            ready[size] = ready.get(size) or _prepared(pair, size)
+            prepared = ready[size] = ready.get(size) or _prepared(pair, size)
+            if isinstance(prepared, str):
+                fields[name][pair] = prepared
+                continue
             folder = runs.folder(name, pair)
             folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / "field.mha", ready[size], cascade)
+            _write(folder / "field.mha", prepared, cascade)
             runs.note(folder, runs.made_from(pair, name, sha256))
     return fields
 
 
-def _prepared(pair: Pair, network_size: tuple[int, int, int]) -> Prepared:
-    fixed, moving = (find_lungs(read_image(pair.folder / f"{scan}.mha"), None) for scan in ("fixed", "moving"))
-    return prepare(fixed, moving, network_size)
+def _prepared(pair: Pair, network_size: tuple[int, int, int]) -> Prepared | str:
+    """The pair as the networks see it, or the sentence why it cannot be registered."""
+    try:
+        fixed, moving = (find_lungs(read_image(pair.folder / f"{scan}.mha"), None) for scan in ("fixed", "moving"))
+        return prepare(fixed, moving, network_size)
+    except InputError as error:
+        return str(error)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def compared(pairs: list[Pair], measured: dict[str, Measured], runs: Runs) -> Pa
         Row("foldings (paper: below)", Value(entry["folding_percent"]),
             {method: measured[method].folding_percent for method in METHODS}, "%", 4),
         Row("time (paper: GPU)", Value(entry["gpu_s"]), {method: seconds(runs, method, pairs) for method in METHODS},
-            "s", 1),
+            "s", 2),
     ]  # fmt: skip
     sentence = (
         f"The paper has {entry['ours'][0]:.2f} mm with its networks and {entry['ruehaak'][0]:.2f} mm with the "
