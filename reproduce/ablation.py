@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from algorithm.cascade.network import Cascade
-from algorithm.cascade.weights import MANIFEST, load_cascade
+from algorithm.cascade.weights import MANIFEST, load_cascade, manifest_of
 from algorithm.errors import InputError
 from algorithm.fields.transform import Transform
 from algorithm.files.images import read_image
@@ -28,11 +28,19 @@ def trainings(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for manifest in sorted(folder.glob(f"*_*/weights/{MANIFEST}")):
         training = manifest.parent.parent
-        if (configuration := training.name.rpartition("_")[0]) in configurations:
+        configuration = training.name.rpartition("_")[0]
+        if configuration in configurations and _finished(manifest.parent):
             found.setdefault(configuration, []).append(training)
     if not found:
         raise InputError(f"{folder}: holds no trainings, expected what python -m training.ablation --out writes")
     return found
+
+
+def _finished(weights: Path) -> bool:
+    """Whether all levels were trained."""
+    manifest = manifest_of(weights)
+    levels = manifest.get("training", {}).get("levels")
+    return levels is None or bool(levels == len(manifest["settings"]["factors"]))
 
 
 def ablation_fields(runs: Runs, folder: Path, pairs: Sequence[Pair]) -> Fields:

@@ -2,7 +2,7 @@
 
 from evaluation.pictures import box_plots, values_by_label
 
-from .given import Given
+from .given import Given, NoPairsError
 from .measured import failures, measure, registered
 from .page import Page, Part, Row, text
 from .published import Value, published
@@ -18,6 +18,8 @@ def make(given: Given) -> Page:
     pairs, others = given.lobes()
     measured = measure(registered(given.runs, METHODS, pairs), given.runs.out / "figure5")
     own = {method: measured[method].over_pairs("dice") for method in METHODS}
+    if not any(own.values()):
+        raise NoPairsError(f"none of the {len(pairs)} pairs could be registered; {failures(measured)[0]}")
     rows = [
         Row("Dice, conventional", Value(*entry["dice"]["ruehaak"]), {"ruehaak": own["ruehaak"]}, "", 3),
         Row("Dice, networks", Value(*entry["dice"]["ours"]), {"off": own["off"], "full": own["full"]}, "", 3),
@@ -30,7 +32,7 @@ def make(given: Given) -> Page:
     )
     parts = [Part("figure5", sentence, rows)]
     for key, (name, unit, _) in QUANTITIES.items():
-        values = {NAMES[method]: values_by_label(measured[method].results, key) for method in METHODS}
+        values = {NAMES[method]: values_by_label(measured[method].results, key) for method in METHODS if own[method]}
         title = f"{name} ({unit})" if unit else name
         words = f"{title} of the {len(pairs)} pairs, mean of the lobes and lobe by lobe; a box is the middle half."
         parts.append(Part(f"figure5_{key}", words, picture=box_plots(values, title)))

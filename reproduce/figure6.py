@@ -2,7 +2,7 @@
 
 from evaluation.pictures import jacobian_overlay
 
-from .given import Given
+from .given import Given, NoPairsError
 from .measured import registered
 from .page import Page, Part, Row
 from .published import Value, published
@@ -19,6 +19,8 @@ def make(given: Given) -> Page:
     failed = [f"{pair.name}, {m}: failed: {said}" for m in METHODS for pair, said in fields[m].items()
               if isinstance(said, str)]  # fmt: skip
     pairs = [pair for pair in given.pairs if not any(isinstance(fields[m][pair], str) for m in METHODS)]
+    if not pairs:
+        raise NoPairsError(f"none of the {len(given.pairs)} pairs could be registered; {failed[0]}")
     said = {(m, pair): runs.said(m, pair)["jacobian"] for m in METHODS for pair in pairs}
     shown = spread_over(sorted(pairs, key=lambda pair: said["full", pair]["std_log_jacobian"]))
     rows = []

@@ -4,7 +4,7 @@ import numpy as np
 
 from evaluation.pictures import panels
 
-from .given import Given
+from .given import Given, NoPairsError
 from .measured import failures, measure, registered
 from .page import Page, Part, Row, text
 from .pairs import Pair
@@ -20,6 +20,8 @@ def make(given: Given) -> Page:
     pairs, others = given.chosen(lambda pair: pair.distances_mm is not None, "no landmarks")
     measured = measure(registered(given.runs, METHODS, pairs), given.runs.out / "figure8")
     done = [pair for pair in pairs if len(measured["off"].errors_mm([pair.name]))]
+    if not done:
+        raise NoPairsError(f"none of the {len(pairs)} pairs could be registered; {failures(measured)[0]}")
     shown = spread_over(sorted(done, key=lambda pair: measured["off"].errors_mm([pair.name]).mean()))
 
     def error(method: str, pair: Pair) -> Value | None:

@@ -49,7 +49,7 @@ class Given:
             (method, pair, self.runs.said(method, pair))
             for method in methods
             for pair in pairs
-            if (self.runs.folder(method, pair) / "results.json").exists()
+            if self.runs.has(method, pair)
         ]
         if not found:
             return []

@@ -113,6 +113,10 @@ class Runs:
         found: dict[str, Any] = json.loads((self.folder(method, pair) / "results.json").read_text())
         return found
 
+    def has(self, method: str, pair: Pair) -> bool:
+        """Whether there is a result."""
+        return (self.folder(method, pair) / "results.json").is_file()
+
     def affine(self, pair: Pair, method: str = "full") -> Path:
         """The pre-alignment of a result as a transform in a file, which the evaluation reads as any other."""
         found = self.said(method, pair)["prealignment"]

@@ -33,7 +33,7 @@ def compared(measured: dict[str, Measured], runs: Runs, pairs: list[Pair]) -> Pa
     rows += both(
         "folding_percent", "foldings", {method: measured[method].folding_percent for method in METHODS}, "%", 4
     )
-    device = {str(runs.said("full", pair)["device"]).split(":")[0] for pair in pairs[:1]}
+    device = {str(runs.said("full", pair)["device"]).split(":")[0] for pair in pairs if runs.has("full", pair)}
     times = {method: seconds(runs, method, pairs) for method in METHODS}
     rows += both("cpu_s", "time, CPU", times if device == {"cpu"} else {}, "s", 1)
     rows += both("gpu_s", "time, GPU", times if device == {"cuda"} else {}, "s", 2)

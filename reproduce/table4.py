@@ -29,8 +29,7 @@ def seconds(runs: Runs, method: str, pairs: list[Pair]) -> Value | None:
     """Time of the registration itself, over the pairs. Of ``off``, that of the cascade within ``full``: ``off`` runs it
     in both directions, to estimate its error."""
     source = "full" if method == "off" else method
-    there = [pair for pair in pairs if (runs.folder(source, pair) / "results.json").exists()]
-    timings = [runs.said(source, pair)["timings_s"] for pair in there]
+    timings = [runs.said(source, pair)["timings_s"] for pair in pairs if runs.has(source, pair)]
     return spread(np.array([sum(of.get(stage, 0.0) for stage in STAGES[method]) for of in timings]))
 
 

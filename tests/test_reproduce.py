@@ -246,12 +246,15 @@ def test_a_second_run_registers_nothing_and_writes_the_same(out: Path, options: 
 
 
 def test_a_pair_that_cannot_be_registered_is_told_of(
-    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(runs, "run", lambda arguments: (2, "moving.mha: is broken"))
     assert call("table5", "--pairs", pairs / "any name", "--out", tmp_path) == 0
     assert "any name, off: failed: moving.mha: is broken" in (tmp_path / "table5" / "README.md").read_text()
     assert table(tmp_path, "table5").off.isna().all()
+    assert call("table1", "--pairs", pairs / "any name", "--out", tmp_path) == 0
+    assert call("figure5", "figure6", "figure8", "--pairs", pairs / "any name", "--out", tmp_path) == 2
+    assert "figure8: none of the 1 pairs could be registered" in capsys.readouterr().err
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
