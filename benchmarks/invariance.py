@@ -15,7 +15,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +26,7 @@ from jaxtyping import Float
 
 from algorithm.files.images import Image, canonical, read_image
 from algorithm.files.writing import write_image
-from algorithm.geometry import Affine, Grid, Size, resample_image, restored
+from algorithm.geometry import Affine, Grid, Size, moved, resample_image, restored
 from algorithm.hounsfield import AIR_HU
 from algorithm.lungs import lung_mask
 from benchmarks.landmarks import command, landmarks_mm, through_written_field
@@ -77,13 +76,6 @@ def carried(
         return Placed(Image(image.voxels, moved(image.grid, world), image.path), world)
 
     return change
-
-
-def moved(grid: Grid, rigid: Affine) -> Grid:
-    """The grid as a rigid map of the world carries it along."""
-    x, y, z = rigid(np.array(grid.origin))
-    direction = Affine.from_arrays(np.array(rigid.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
-    return replace(grid, origin=(float(x), float(y), float(z)), direction=direction)
 
 
 def padded(value: float, margin: int = 10) -> Change:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from algorithm.files.images import Image, read_field, read_image
 from algorithm.files.writing import write_image
-from algorithm.geometry import Affine, Size, displacement_at
+from algorithm.geometry import Affine, Size, displacement_at, moved
 from algorithm.preparation.prealign import prealign, searched_starts, starts
 from algorithm.preparation.scan import PrealignSettings, Scan
-from benchmarks.invariance import Change, carried, cut, moved, padded, same, shown, stored
+from benchmarks.invariance import Change, carried, cut, padded, same, shown, stored
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.support.running import call_main, pair_options, results
