@@ -478,6 +478,13 @@ def one_voxel(image: sitk.Image) -> sitk.Image:
     return empty
 
 
+def aside(image: sitk.Image) -> sitk.Image:
+    """The same, 30 mm to the left."""
+    x, y, z = image.GetOrigin()
+    image.SetOrigin((x + 30, y, z))
+    return image
+
+
 def elsewhere(image: sitk.Image) -> sitk.Image:
     image.SetOrigin((900.0, 250.0, 0.0))
     return image
@@ -724,6 +731,7 @@ TABLE: dict[str, list[OddInput]] = {
         refused("of the whole chest", mask(whole_chest), "expected lungs of"),
         right("of an infant's lungs of 0.2 l, with its scans", infant("", "_lobes")),
         warned("of the tissue around the lungs", mask(around), "the median under the mask is"),
+        warned("30 mm aside", mask(aside), "lies where the lungs end"),
     ],
     "Pairs": [
         identity("one file for both", same_file),

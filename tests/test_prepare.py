@@ -100,6 +100,18 @@ def test_a_mask_of_tissue_is_doubted(tmp_path: Path, scan: Image, lungs: Tensor)
     assert [r for r in doubted.image.remarks if "a.mha: the median under the mask is" in r and "fixed.mha" in r]
 
 
+@pytest.mark.parametrize(("aside_mm", "doubts"), [(0.0, 0), (4.0, 0), (16.0, 1), (30.0, 1)])
+def test_a_mask_that_does_not_end_where_the_lungs_do_is_doubted(
+    tmp_path: Path, scan: Image, lungs: Tensor, aside_mm: float, doubts: int
+) -> None:
+    """Such as that of another scan; half a voxel of this phantom is nothing."""
+    x, y, z = scan.grid.origin
+    grid = replace(scan.grid, origin=(x + aside_mm, y, z))
+    write_image(tmp_path / "a.mha", lungs.byte(), grid)
+    remarks = find_lungs(scan, tmp_path / "a.mha").image.remarks
+    assert len([r for r in remarks if "of the mask's border lies where the lungs end in" in r]) == doubts
+
+
 @pytest.mark.parametrize("hu", [-700, -400, 0])
 def test_other_lungs_are_not_doubted_unless_half_of_them_hold_no_air(
     tmp_path: Path, scan: Image, lungs: Tensor, hu: int

@@ -13,6 +13,7 @@ from ..files.images import Image, canonical, read_mask
 from ..geometry import validity
 from ..lungs import LungMask, crop_grid, lung_mask
 from .intensities import in_hounsfield_units
+from .prepare import _edge_share, _values
 
 MASK_LITRES = (0.02, 12.0)
 """A mask's volume: from less than a newborn's lungs to more than those of the largest, most inflated adult."""
@@ -65,19 +66,25 @@ def _border_share(lungs: LungMask) -> float:
 
 
 def _doubt(mask: Path, lungs: LungMask, image: Image) -> str | None:
-    """A sentence where what lies under a mask is hardly lung by its HU."""
+    """A sentence where what lies under a mask is hardly lung by its HU, or the mask does not end where lung does."""
     step = int(np.ceil((lungs.mask.numel() / MASK_SAMPLE) ** (1 / 3)))
     index = lungs.mask[0, 0, ::step, ::step, ::step].nonzero().numpy()[:, ::-1] * step
-    there = np.rint(image.grid.to_index(lungs.grid.to_world(index))).astype(int)
-    x, y, z = there[((there >= 0) & (there < image.grid.size)).all(axis=1)].T
-    if not len(x):
+    found = _values(image, lungs.grid.to_world(index))
+    found = found[np.isfinite(found)]
+    if not len(found):
         return None
-    median, (low, high) = float(image.voxels[0, 0, z, y, x].float().median()), MASK_MEDIAN_HU
-    if low <= median <= high:
+    median, (low, high) = float(np.median(found)), MASK_MEDIAN_HU
+    if not low <= median <= high:
+        return (
+            f"{mask.name}: the median under the mask is {median:.0f} HU, {low:.0f} to {high:.0f} HU expected where "
+            f"lungs hold air: is it a mask of the lungs, of {image.path.name}, and of nothing else?"
+        )
+    share = _edge_share(lungs, image)
+    if share is None or share >= LEAST_EDGE:
         return None
     return (
-        f"{mask.name}: the median under the mask is {median:.0f} HU, {low:.0f} to {high:.0f} HU expected where lungs "
-        f"hold air: is it a mask of the lungs, of {image.path.name}, and of nothing else?"
+        f"{mask.name}: only {share:.0%} of the mask's border lies where the lungs end in {image.path.name}, at least "
+        f"{LEAST_EDGE:.0%} expected: is it the mask of that scan, and in its place?"
     )
 
 
@@ -85,8 +92,8 @@ def find_lungs(image: Image, mask: Path | None) -> Subject:
     """An image in HU and canonical storage order with its lungs, from the file ``mask`` or else from the HU.
 
     InputError where the values cannot be HU, where there is no lung, or the mask is not that image's. A mask under
-    which hardly any lung can be, by the HU, is taken all the same, with a sentence in `Image.remarks`: a lung may be
-    consolidated as a whole.
+    which hardly any lung can be, by the HU, or that does not end where the lungs do, is taken all the same, with a
+    sentence in `Image.remarks`: a lung may be consolidated as a whole.
     """
     image = in_hounsfield_units(canonical(image))
     lungs = given_lungs(mask, image)
