@@ -1,17 +1,23 @@
 """Is what went wrong warned of, and what went well not? Pairs, turned and cut ones, and scans of different patients.
 
-    python -m benchmarks.trust PAIR... [--out TABLE.csv]
+    python -m benchmarks.trust PAIR... [--variants NAME...] [--refine NAME...] [--wrong] [--out TABLE.csv]
 
 PAIR is a folder as for `benchmarks.landmarks`. Every pair is registered as it is, with the moving scan turned, with
-either scan cut, and with the moving scan of the next pair; each with the refinement off, fast and full. A result is bad
-where the mean error of its landmarks (those that both scans show) is above 3 mm, or more than 5 % of them are beyond
-5 mm; scans of different patients are always bad. Prints a row for each result, then how many were bad and good, and how
-many of those were warned of.
+either scan cut, and with the moving scan of the next pair; each with the refinement off, fast and full. With --wrong,
+what `benchmarks.wrong_inputs` makes of each is registered instead.
+
+Where a folder holds fixed_landmarks_dense.csv and moving_landmarks_dense.csv, these are the truth: places that a
+program found in both scans, without an observer's error; ``observed_mm`` is the mean error at the other landmarks then.
+``true_mm`` is the mean error at the landmarks of which something is expected, to compare the expected mean with.
+A result is bad where the mean error of its landmarks (those that both scans show) is above 3 mm, or more than 5 % of
+them are beyond 5 mm; scans of different patients are always bad. Prints a row for each result, its warnings, then how
+many were bad and good, and how many of those were warned of.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -20,16 +26,19 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from algorithm.cascade.weights import LoadedCascade, find_weights, load_cascade
+from algorithm.errors import InputError
 from algorithm.fields.expected_error import LARGE_MM, ExpectedError
 from algorithm.fields.transform import Transform
-from algorithm.files.images import read_image
+from algorithm.files.images import Image, read_image
 from algorithm.geometry import displacement_at
 from algorithm.preparation.prepare import prepare
-from algorithm.preparation.subject import find_lungs
+from algorithm.preparation.subject import find_both_lungs
 from algorithm.registration import REFINE, checked_transform, estimate, predict, refined
 from algorithm.report import Report
 from benchmarks.invariance import VARIANTS, Placed, same, shown
 from benchmarks.landmarks import landmarks_mm
+from benchmarks.wrong_inputs import wrong_inputs
+from evaluation.landmarks import read_landmarks
 
 CHOSEN = (
     "moving turned 25°",
@@ -50,49 +59,85 @@ LEAST_LARGE = 0.03
 MOST_OFF = 0.3
 
 Row = dict[str, float | str | bool]
+Pairs = tuple[np.ndarray, np.ndarray]
+"""Fixed and moving landmarks (mm), each (n, 3)."""
 
 
 class Trial(NamedTuple):
     """Two scans, and their landmarks (n, 3) where they show the same patient."""
 
     name: str
-    fixed: Placed
-    moving: Placed
-    landmarks: tuple[np.ndarray, np.ndarray] | None
+    fixed: Image
+    moving: Image
+    landmarks: Pairs | None
+    observed: Pairs | None = None
+    """Those that people placed, where ``landmarks`` are others."""
+    masks: tuple[Path | None, Path | None] = (None, None)
+    undone: Callable[[np.ndarray], np.ndarray] | None = None
+    """From the moving scan to the world of its landmarks."""
 
 
-def trials(folders: list[Path]) -> Iterator[Trial]:
+def trials(folders: list[Path], variants: list[str]) -> Iterator[Trial]:
     """All that is registered."""
     for folder, other in zip(folders, [*folders[1:], folders[0]], strict=True):
-        images = [read_image(folder / f"{name}.mha") for name in ("fixed", "moving")]
-        for name in ("as it is", *CHOSEN):
+        images = pair_images(folder)
+        for name in ("as it is", *variants):
             changes = VARIANTS.get(name, (same, same))
             here, there = (change(image) for change, image in zip(changes, images, strict=True))
-            yield Trial(f"{folder.name}, {name}", here, there, seen_landmarks(folder, here, there))
+            known = [None if pairs is None else seen(pairs, here, there) for pairs in all_landmarks(folder)]
+            yield Trial(f"{folder.name}, {name}", here.image, there.image, *known)
         if len(folders) > 1:
-            stranger = same(read_image(other / "moving.mha"))
-            yield Trial(f"{folder.name}, moving of {other.name}", same(images[0]), stranger, None)
+            yield Trial(f"{folder.name}, moving of {other.name}", images[0], pair_images(other)[1], None)
 
 
-def seen_landmarks(folder: Path, fixed: Placed, moving: Placed) -> tuple[np.ndarray, np.ndarray]:
+def wrong_trials(folders: list[Path], masks: Path) -> Iterator[Trial]:
+    """The same of wrong inputs; ``masks`` is a folder for some."""
+    for folder in folders:
+        landmarks, _ = all_landmarks(folder)
+        for wrong in wrong_inputs(*pair_images(folder), masks):
+            known = landmarks[::-1] if wrong.swapped and landmarks else landmarks
+            name = f"{folder.name}, {wrong.name}"
+            yield Trial(name, wrong.fixed, wrong.moving, known, None, wrong.masks, wrong.undone)
+
+
+def pair_images(folder: Path) -> tuple[Image, Image]:
+    """The scans of a pair."""
+    return read_image(folder / "fixed.mha"), read_image(folder / "moving.mha")
+
+
+def all_landmarks(folder: Path) -> tuple[Pairs | None, Pairs | None]:
+    """The dense ones where there are any, and then those that people placed; else those."""
+    paths = [folder / f"{role}_landmarks_dense.csv" for role in ("fixed", "moving")]
+    if not all(path.exists() for path in paths):
+        return landmarks_mm(folder), None
+    return (read_landmarks(paths[0]), read_landmarks(paths[1])), landmarks_mm(folder)
+
+
+def seen(landmarks: Pairs, fixed: Placed, moving: Placed) -> Pairs:
     """Where they lie now, those that both scans show."""
-    here, there = (scan.world(points) for scan, points in zip((fixed, moving), landmarks_mm(folder), strict=True))
-    seen = shown(here, fixed.image.grid) & shown(there, moving.image.grid)
-    return here[seen], there[seen]
+    here, there = (scan.world(points) for scan, points in zip((fixed, moving), landmarks, strict=True))
+    both = shown(here, fixed.image.grid) & shown(there, moving.image.grid)
+    return here[both], there[both]
 
 
-def results(trial: Trial, weights: LoadedCascade) -> Iterator[Row]:
-    """A row for each refinement."""
-    fixed, moving = (find_lungs(scan.image, None) for scan in (trial.fixed, trial.moving))
-    pair = prepare(fixed, moving, weights.cascade.settings.network_size)
+def results(trial: Trial, weights: LoadedCascade, refinements: list[str]) -> Iterator[Row]:
+    """A row for each refinement, or the one of a refusal."""
+    try:
+        fixed, moving = find_both_lungs(trial.fixed, trial.masks[0], trial.moving, trial.masks[1])
+        pair = prepare(fixed, moving, weights.cascade.settings.network_size)
+    except InputError as error:
+        yield Row(trial=trial.name, refused=str(error))
+        return
     start = predict(pair, weights.cascade, torch.device("cpu"), Report(), backwards=True)
     assert weights.errors is not None
-    for name in ("off", *REFINE):
+    for name in refinements:
         result, model = start, weights.errors.cascade
         if name != "off":
             model = weights.errors.refined
             result = refined(fixed, moving, pair, start, REFINE[name], model, torch.device("cpu"))
         report = Report()
+        for remark in (*fixed.image.remarks, *moving.image.remarks):
+            report.warn(remark)
         transform = checked_transform(pair, moving, result, report)
         expected = estimate(pair, moving, result, model, report)
         assert expected is not None
@@ -104,31 +149,39 @@ def said(report: Report) -> Row:
     values = report.to_dict()
     after, error = values["quality"]["after"], values["expected_error"]
     figures = {name: after.get(name, float("nan")) for name in FIGURES}
-    return Row(warnings=len(values["warnings"])) | figures | {f"expected_{name}": v for name, v in error.items()}
+    sentences = "\n".join(values["warnings"])
+    figures |= {f"expected_{name}": v for name, v in error.items()}
+    return Row(warnings=len(values["warnings"]), sentences=sentences) | figures
 
 
 def true(trial: Trial, transform: Transform, expected: ExpectedError) -> Row:
     """What the landmarks say: the error, the expected one at them, and how well the latter finds those beyond 3 mm."""
     if trial.landmarks is None:
         return Row(mean_mm=float("nan"), far=float("nan"), bad=True)
-    fixed_mm, moving_mm = trial.landmarks
-    points = torch.from_numpy(np.ascontiguousarray(fixed_mm))
-    moved = fixed_mm + displacement_at(points, transform.displacement, transform.grid).numpy()
-    error = np.linalg.norm(transform.affine(moved) - moving_mm, axis=1)
-    three = torch.cat([expected.mm * expected.known, expected.known, expected.known], dim=1)
-    total, share, _ = displacement_at(points, three, expected.grid).numpy().T
-    told = share > 0.05
-    at = total[told] / share[told]
+    error, at = errors(trial, transform, trial.landmarks), expected.at_points(trial.landmarks[0])
+    told = at >= 0
     mean, far, large = float(error.mean()), float((error > FAR_MM).mean()), error[told] > LARGE_MM
+    error_told, at = error[told], at[told]
     return Row(
         mean_mm=mean,
         far=far,
         bad=mean > BAD_MEAN_MM or far > BAD_SHARE_FAR,
-        expected_at_landmarks_mm=float(at.mean()),
+        expected_at_landmarks_mm=float(at.mean()) if len(at) else float("nan"),
+        true_mm=float(error_told.mean()) if len(at) else float("nan"),
         beyond_3mm=float((error > LARGE_MM).mean()),
-        auroc_3mm=auroc(at, large) if large.mean() > LEAST_LARGE else float("nan"),
-        within_2mm_as_said=float((error[told][at < 2] < 2).mean()) if (at < 2).any() else float("nan"),
+        auroc_3mm=auroc(at, large) if len(at) and large.mean() > LEAST_LARGE else float("nan"),
+        within_2mm_as_said=float((error_told[at < 2] < 2).mean()) if (at < 2).any() else float("nan"),
+        observed_mm=float(errors(trial, transform, trial.observed).mean()) if trial.observed else float("nan"),
     )
+
+
+def errors(trial: Trial, transform: Transform, landmarks: Pairs) -> np.ndarray:
+    """Distances (mm) of the mapped fixed landmarks from the moving ones, (n,)."""
+    here, there = landmarks
+    points = torch.from_numpy(np.ascontiguousarray(here))
+    mapped = transform.affine(here + displacement_at(points, transform.displacement, transform.grid).numpy())
+    distance: np.ndarray = np.linalg.norm((trial.undone(mapped) if trial.undone else mapped) - there, axis=1)
+    return distance
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
@@ -139,7 +192,7 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 def print_summary(table: pd.DataFrame) -> None:
     """How many were bad, and warned of; how near the expected error comes to the true one."""
-    table = table.assign(warned=table.warnings > 0, ratio=table.expected_at_landmarks_mm / table.mean_mm)
+    table = table.assign(warned=table.warnings > 0, ratio=table.expected_at_landmarks_mm / table.true_mm)
     print(table.groupby(["refine", "bad"], sort=False).warned.agg(results="size", warned="sum").to_string())
     known = table.dropna(subset=["mean_mm"])
     known = known.assign(near=(known.ratio - 1).abs() <= MOST_OFF)
@@ -156,23 +209,37 @@ def print_summary(table: pd.DataFrame) -> None:
     print(known.groupby("refine", sort=False).agg(**columns).T.to_string(float_format=lambda v: f"{v:.3f}"))
 
 
+def print_rows(rows: list[Row]) -> None:
+    """One trial's, and what was said."""
+    table = pd.DataFrame(rows)
+    shown = table.drop(columns=[name for name in ("sentences", "refused") if name in table])
+    print(shown.to_string(index=False, float_format=lambda v: f"{v:.3f}"), flush=True)
+    for row in rows:
+        for sentence in str(row.get("sentences") or row.get("refused") or "").splitlines():
+            print(f"    {row.get('refine', 'refused')}: {sentence}", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, nargs="+")
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(CHOSEN), metavar="NAME")
+    parser.add_argument("--refine", nargs="+", choices=["off", *REFINE], default=["off", *REFINE])
+    parser.add_argument("--wrong", action="store_true", help="wrong inputs instead")
     parser.add_argument("--out", type=Path, help="all rows as CSV")
     arguments = parser.parse_args()
     weights = load_cascade(find_weights(None))
     rows: list[Row] = []
-    for trial in trials(arguments.pairs):
-        rows += results(trial, weights)
-        print(
-            pd.DataFrame(rows[-3:]).to_string(index=False, header=len(rows) == 3, float_format=lambda v: f"{v:.3f}"),
-            flush=True,
-        )
-        if arguments.out:
-            pd.DataFrame(rows).to_csv(arguments.out, index=False)
-    print_summary(pd.DataFrame(rows))
+    with TemporaryDirectory() as masks:
+        wrong, folders = arguments.wrong, arguments.pairs
+        for trial in wrong_trials(folders, Path(masks)) if wrong else trials(folders, arguments.variants):
+            new = list(results(trial, weights, arguments.refine))
+            print_rows(new)
+            rows += new
+            if arguments.out:
+                pd.DataFrame(rows).to_csv(arguments.out, index=False)
+    if not arguments.wrong:
+        print_summary(pd.DataFrame(rows))
 
 
 if __name__ == "__main__":
