@@ -84,8 +84,8 @@ def trials(folders: list[Path], variants: list[str]) -> Iterator[Trial]:
         for name in ("as it is", *variants):
             changes = VARIANTS.get(name, (same, same))
             here, there = (change(image) for change, image in zip(changes, images, strict=True))
-            known = [None if pairs is None else seen(pairs, here, there) for pairs in all_landmarks(folder)]
-            yield Trial(f"{folder.name}, {name}", here.image, there.image, *known)
+            known, observed = (pairs and seen(pairs, here, there) for pairs in all_landmarks(folder))
+            yield Trial(f"{folder.name}, {name}", here.image, there.image, known, observed)
         if len(folders) > 1:
             yield Trial(f"{folder.name}, moving of {other.name}", images[0], pair_images(other)[1], None)
 

@@ -18,7 +18,7 @@ from algorithm.cascade.weights import load_cascade, save_cascade, save_errors
 from algorithm.errors import InputError
 from algorithm.fields.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
 from algorithm.files.images import Image
-from algorithm.geometry import Affine, Grid, invert
+from algorithm.geometry import Affine, Grid, invert, with_affine
 from algorithm.lungs import LungMask
 from algorithm.preparation.prepare import Prepared
 from algorithm.preparation.subject import Subject
@@ -27,7 +27,7 @@ from algorithm.registration import second_opinion
 from tests.support.made_up_results import MODEL
 from tests.support.running import call_main, results
 from tests.support.strategies import smooth_field
-from training.expected_error import fitted
+from training.expected_error import Drawn, carried, cut, fitted, simulated_subject
 
 GRID = Grid((12, 10, 8), (4.0, 4.0, 4.0))
 
@@ -98,6 +98,45 @@ def test_the_fit_finds_the_model_that_made_the_errors() -> None:
     error = (mean * chance.gamma(2.0, 0.5, len(x)) - 0.1).astype(np.float32)
     found = fitted([(x[:9000], error[:9000]), (x[9000:], error[9000:])])
     assert (found.constant, found.around, found.lungs) == pytest.approx((-0.5, 0.8, 0.3), abs=0.03)
+
+
+def test_few_large_failures_do_not_decide_for_all() -> None:
+    """Nine results with errors of half the distance, one with six times it: their mean ratio is 1.05."""
+    chance = np.random.default_rng(0)
+    x = [chance.normal(0.5, 0.5, size=(500, 2)).astype(np.float32) for _ in range(10)]
+    ratios = [0.5] * 9 + [6.0]
+    results = [(d, (r * np.exp(d[:, 0]) - 0.1).astype(np.float32)) for d, r in zip(x, ratios, strict=True)]
+    found = fitted(results)
+    mean = [np.exp(found.constant + found.around * d[:, 0] + found.lungs * d[:, 1]).mean() for d in x]
+    assert np.median([m / np.exp(d[:, 0]).mean() for m, d in zip(mean, x, strict=True)]) == pytest.approx(0.5, rel=0.25)
+
+
+def test_the_truth_of_a_misplaced_pair_is_in_front_of_the_prealignment() -> None:
+    """affine(x + truth(x)) is where the point went: through the motion, and along with the patient."""
+    grid = Grid((12, 10, 14), (3.0, 3.0, 3.0), (-15.0, 5.0, 40.0))
+    motion = smooth_field(grid, 2.0, torch.Generator().manual_seed(1))
+    turn = np.array([[0.96, -0.28, 0.0], [0.28, 0.96, 0.0], [0.0, 0.0, 1.0]])
+    rigid, found = Affine.from_arrays(turn, np.array([5.0, -3.0, 12.0])), Affine.from_arrays(1.1 * turn.T, np.ones(3))
+    scan = simulated_subject(torch.zeros(1, 1, *grid.shape), torch.ones(1, 1, *grid.shape), grid)
+    pair = Drawn(scan, carried(scan, rigid), with_affine(motion, grid, rigid), grid)
+    prepared = Prepared(*(scan.image.voxels,) * 2, grid, *(scan.image.voxels,) * 2, grid, found)
+    z, y, x = np.indices(grid.shape).reshape(3, -1)
+    points = grid.to_world(np.stack([x, y, z], axis=1))
+    truth = pair.truth(prepared, grid)[0, :, z, y, x].T.double().numpy()
+    wanted = rigid(points + motion[0, :, z, y, x].T.double().numpy())
+    np.testing.assert_allclose(found(points + truth), wanted, atol=1e-3)
+    np.testing.assert_allclose(pair.moving.image.grid.to_world(np.array([1, 2, 3])), rigid(points[0] + [3.0, 6.0, 9.0]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_cut_scan_keeps_its_voxels_in_their_places(seed: int) -> None:
+    scan = simulated_subject(torch.rand(1, 1, *GRID.shape), torch.rand(1, 1, *GRID.shape), GRID)
+    part = cut(scan, np.random.default_rng(seed))
+    first = GRID.to_index(np.array(part.image.grid.origin)).round().astype(int)
+    x, y, z = (slice(a, a + n) for a, n in zip(first, part.image.grid.size, strict=True))
+    assert torch.equal(part.image.voxels, scan.image.voxels[:, :, z, y, x])
+    assert torch.equal(part.lungs.mask, scan.lungs.mask[:, :, z, y, x])
+    assert part.image.grid == part.lungs.grid and 0.5 <= part.image.voxels.numel() / scan.image.voxels.numel() <= 1
 
 
 class Told(Cascade):

@@ -20,7 +20,7 @@ from .displacement import (
     with_affine,
     world_displacement,
 )
-from .grids import IDENTITY, Affine, Grid, Matrix, Size, Vector, canonical_axes, restored, slabs
+from .grids import IDENTITY, Affine, Grid, Matrix, Size, Vector, canonical_axes, moved, restored, slabs
 from .resampling import doubled, downsample, downsample_by, needed_part, resample, resample_image
 from .sampling import IndexMap, index_map, inside, linear_index_map, moving_index, sample, validity
 from .warping import has_loop, warp, warp_image
@@ -47,6 +47,7 @@ __all__ = [
     "jacobian_determinant",
     "lengths",
     "linear_index_map",
+    "moved",
     "moving_index",
     "needed_part",
     "resample",

@@ -126,6 +126,13 @@ class Affine:
         return type(self).from_arrays(inverse, -inverse @ np.array(self.offset))
 
 
+def moved(grid: Grid, rigid: Affine) -> Grid:
+    """The grid as a rigid map of the world carries it along: its voxels keep their values, not their places."""
+    x, y, z = rigid(np.array(grid.origin))
+    direction = Affine.from_arrays(np.array(rigid.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
+    return replace(grid, origin=(float(x), float(y), float(z)), direction=direction)
+
+
 def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
     """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
 

@@ -4,7 +4,6 @@ The only module that calls ``grid_sample``, always with ``align_corners=True``.
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .grids import Affine, Grid, Size
-
-
-def moved(grid: Grid, rigid: Affine) -> Grid:
-    """The grid as a rigid map of the world carries it along: its voxels keep their values, not their places."""
-    x, y, z = rigid(np.array(grid.origin))
-    direction = Affine.from_arrays(np.array(rigid.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
-    return replace(grid, origin=(float(x), float(y), float(z)), direction=direction)
 
 
 def linear_index_map(

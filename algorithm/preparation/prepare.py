@@ -4,25 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..files.images import Image
 from ..geometry import Affine, Grid, downsample, resample_image
 from ..hounsfield import AIR_HU
-from ..lungs import LungMask, crop_grid
+from ..lungs import crop_grid
 from .prealign import prealign
 from .scan import PrealignSettings, Scan
 from .subject import Subject
-
-EDGE_MM, EDGE_HU, LEAST_EDGE = 4.0, 150.0, 0.5
-"""Of a mask's border, the least share across which the scan is so much denser outside than inside, so far on either
-side. Right masks have 0.95 or more, those that lie 20 mm aside 0.38 at most; lungs of which 40 % hold no air, 0.54."""
-
-EDGE_SAMPLE = 20_000
-"""About so many places of the border are looked at, along each axis."""
 
 
 @dataclass(frozen=True)
@@ -71,36 +62,6 @@ class Prepared:
         fixed, lungs = self.fixed.to(device), self.fixed_lungs.to(device)
         moving, moving_lungs = self.moving.to(device), self.moving_lungs.to(device)
         return Prepared(fixed, lungs, self.grid, moving, moving_lungs, self.moving_grid, self.affine)
-
-
-def _values(image: Image, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
-    """HU of the nearest voxels, NaN outside the image."""
-    index = np.rint(image.grid.to_index(points_mm)).astype(int)
-    within = ((index >= 0) & (index < image.grid.size)).all(axis=1)
-    x, y, z = index[within].T
-    values: np.ndarray = np.full(len(index), np.nan)
-    values[within] = image.voxels[0, 0, z, y, x].numpy()
-    return values
-
-
-def _edge_share(lungs: LungMask, image: Image) -> float | None:
-    """Of the border of a mask, the share where the scan is denser outside; None for a mask without one in the scan."""
-    mask, steps = lungs.mask[0, 0], []
-    for axis in range(3):  # of the tensor: z, y, x
-        last = mask.shape[axis] - 1
-        before, after = (mask.narrow(axis, start, last) for start in (0, 1))
-        border = (before ^ after).nonzero()
-        border = border[:: max(1, len(border) // EDGE_SAMPLE)]
-        first_inside = before[tuple(border.T)].numpy()
-        middle = border.double().numpy()[:, ::-1]
-        middle[:, 2 - axis] += 0.5
-        away = np.zeros(3)
-        away[2 - axis] = max(0.5, EDGE_MM / lungs.grid.spacing[2 - axis])
-        low, high = (_values(image, lungs.grid.to_world(middle + sign * away)) for sign in (-1, 1))
-        steps.append(np.where(first_inside, high - low, low - high))
-    found = np.concatenate(steps)
-    found = found[np.isfinite(found)]
-    return float((found > EDGE_HU).mean()) if len(found) else None
 
 
 def prepare(
