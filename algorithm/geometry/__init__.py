@@ -1,13 +1,13 @@
 """The conventions, and every operation that depends on them.
 
 Volumes are tensors ``(n, c, z, y, x)``. Vectors have components ``(x, y, z)`` in world axes (LPS, mm), as in ITK.
-A displacement field ``u`` lives on the grid of the *fixed* image and pulls: ``warped(x) = moving(x + u(x))``, the
-way ``sitk.DisplacementFieldTransform`` applies it. Fields are always mm on a `Grid`: a change of resolution
-resamples a field, it never rescales it.
+A displacement field ``u`` lives on the grid of the *fixed* image and pulls: ``warped(x) = moving(x + u(x))``, as
+``sitk.DisplacementFieldTransform`` applies it. A field is always in mm on a `Grid`: a change of resolution resamples
+the field and never rescales it.
 
-Voxels are points: index ``i`` stands for the voxel centre ``origin + direction · diag(spacing) · i``. Between the
-centres values are trilinear; outside, up to half a voxel beyond the outermost centres, the border value holds (as in
-ITK), and farther out either the border value (fields) or a fill value (images).
+Voxels are points: index ``i`` is the voxel centre ``origin + direction · diag(spacing) · i``. Values between the
+centres are trilinear. Up to half a voxel beyond the outermost centres, a volume has its border value (as in ITK).
+Farther out, fields keep the border value and images have a fill value.
 """
 
 from .displacement import (

@@ -15,8 +15,8 @@ def compose(
 ) -> Float[Tensor, "n 3 z y x"]:
     """The field of x ↦ y + then(y), y = x + first(x), on ``first_grid``: first(x) + then(x + first(x)).
 
-    In the cascade ``then`` is the field so far and ``first`` the new level's, predicted for the already warped image:
-    warped(x + first(x)) = moving(x + first(x) + then(x + first(x))).
+    In the cascade, ``then`` is the field of the levels before, and ``first`` is the prediction of the new level for the
+    already warped image: warped(x + first(x)) = moving(x + first(x) + then(x + first(x))).
     """
     return first + warp(then, then_grid, first, first_grid)
 
@@ -42,8 +42,9 @@ def invert(
 ) -> Float[Tensor, "1 3 zt yt xt"]:
     """The field w on ``target`` for which x ↦ affine(x + w(x)) undoes y ↦ affine⁻¹(y + u(y)), u on ``grid``.
 
-    So w(x) = -A⁻¹ u(affine(x + w(x))), A the linear part, by fixed-point iteration with steps of a half; they converge
-    where the eigenvalues of I + ∇u lie between 0 and 4. Outside its grid, u holds its border values.
+    With A the linear part, w(x) = -A⁻¹ u(affine(x + w(x))). This equation is solved by a fixed-point iteration with
+    half-steps, which converges where the eigenvalues of I + ∇u lie between 0 and 4. Outside its grid, u has its border
+    values.
     """
     back = np.linalg.inv(np.array(affine.matrix))
     inverse = torch.zeros(1, 3, *target.shape, dtype=displacement.dtype, device=displacement.device)
@@ -61,7 +62,7 @@ def displacement_at(
 
 
 def lengths(vectors: Float[Tensor, "n 3 z y x"]) -> Float[Tensor, "n 1 z y x"]:
-    """Of every vector, in the unit of its components. Much faster than ``norm``, whose sums run across the memory."""
+    """Length of every vector, in the unit of its components. Much faster than ``norm``, which strides over memory."""
     x, y, z = vectors.split(1, dim=1)
     return torch.addcmul(torch.addcmul(x * x, y, y), z, z).sqrt()
 
@@ -72,15 +73,15 @@ def index_displacement(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> 
 
 
 def world_displacement(voxels: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
-    """Displacements in voxels along the index axes, in world mm."""
+    """World displacements in mm, from displacements in voxels along the index axes."""
     return _apply(grid.axes, voxels)
 
 
 def jacobian_determinant(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n z y x"]:
     """det(I + ∇u) at every voxel: central differences inside, one-sided at the border.
 
-    Taken in index space, where the direction matrix cancels: det(I + ∂v/∂i) with v the displacement in voxels.
-    A folding is a value ≤ 0. Needs at least two voxels along each axis.
+    It is computed in index space, where the direction matrix cancels: det(I + ∂v/∂i), with v the displacement in
+    voxels. A folding is a value ≤ 0. Needs at least two voxels along each axis.
     """
     voxels = index_displacement(displacement, grid)
     # rows: derivatives along x, y, z; columns: components

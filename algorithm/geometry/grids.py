@@ -73,8 +73,10 @@ class Grid:
         return replace(self, size=size, spacing=spacing, origin=origin)
 
     def within(self, other: "Grid", size: Size) -> "Grid":
-        """``size`` voxels in the part of the box that lies in that of ``other``; in all of it where the axes of the two
-        are not parallel, or they lie apart."""
+        """``size`` voxels in the part of this box that lies inside the box of ``other``.
+
+        They fill the whole box when the axes of the two grids are not parallel, or when the boxes do not overlap.
+        """
         low, high = np.full(3, -0.5), np.array(self.size) - 0.5
         if are_parallel(other, self, Affine()):
             ends = self.to_index(other.to_world(np.array([np.full(3, -0.5), np.array(other.size) - 0.5])))
@@ -84,7 +86,7 @@ class Grid:
         return self.between(low, high, size)
 
     def coarsened(self, factor: int = 2) -> "Grid":
-        """The grid of averages over ``factor``³ voxels: its origin lies (factor - 1) / 2 voxels farther in."""
+        """The grid of averages over ``factor``³ voxels. Its origin lies (factor - 1) / 2 voxels further inside."""
         if any(n % factor for n in self.size):
             raise ValueError(f"a grid of {self.size} voxels cannot be coarsened by {factor}")
         x, y, z = (n // factor for n in self.size)
@@ -119,7 +121,7 @@ class Affine:
         return mapped
 
     def inverse(self) -> "Affine":
-        """The inverse map; ValueError when there is none."""
+        """The inverse map; ValueError when the matrix is singular."""
         if abs(np.linalg.det(np.array(self.matrix))) < 1e-9:
             raise ValueError(f"affine matrix {self.matrix} is singular")
         inverse = np.linalg.inv(np.array(self.matrix))
@@ -134,10 +136,11 @@ def moved(grid: Grid, rigid: Affine) -> Grid:
 
 
 def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
-    """For each new axis (x, y, z): which old axis it is, and whether it runs backwards.
+    """For each new axis (x, y, z): the old axis that it is, and whether it runs backwards.
 
-    Of the 48 re-storings the one whose direction has the largest trace, i.e. is closest to the identity in the
-    Frobenius norm. Ties (axes at 45°) go by the direction itself, so they too end in the same order from any other.
+    There are 48 ways to store the voxels. This one has the direction with the largest trace, so it is closest to the
+    identity in the Frobenius norm. The direction itself decides ties (axes at 45°), so the result does not depend on
+    the order in which the voxels are stored.
     """
     direction = np.array(grid.direction)
 
@@ -153,7 +156,7 @@ def canonical_axes(grid: Grid) -> tuple[Size, tuple[bool, bool, bool]]:
 
 
 def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
-    """The same voxel centres, new axis a being old axis ``axes[a]``, backwards where ``flips[a]``."""
+    """The same voxel centres. New axis a is old axis ``axes[a]``, backwards where ``flips[a]``."""
     signs = np.where(flips, -1.0, 1.0)
     direction = np.array(grid.direction)[:, list(axes)] * signs + 0.0
     corner = np.zeros(3)
@@ -167,31 +170,32 @@ def restored(grid: Grid, axes: Size, flips: tuple[bool, bool, bool]) -> Grid:
 
 
 def index_steps(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
-    """(3, 3): source index per index step of ``target``."""
+    """Steps of the source index per index step of ``target``, (3, 3)."""
     steps: np.ndarray = np.linalg.inv(source.axes) @ np.array(affine.matrix) @ target.axes
     return steps
 
 
 def steps_between(source: Grid, target: Grid, affine: Affine) -> np.ndarray:
-    """Source voxels per step of ``target``, along each source axis."""
+    """Source voxels per index step of ``target``, along each source axis."""
     steps: np.ndarray = np.abs(index_steps(source, target, affine)).max(axis=1)
     return steps
 
 
 def are_parallel(source: Grid, target: Grid, affine: Affine) -> bool:
-    """Whether every axis of ``target``, mapped, runs along the axis of the same name of ``source``, or against it."""
+    """Whether ``affine`` maps each axis of ``target`` along, or against, the axis of the same name of ``source``."""
     aside = index_steps(source, target, affine) * np.array(target.size)
     np.fill_diagonal(aside, 0)
     return bool(np.abs(aside).max() < 1e-6)
 
 
 def slabs(grid: Grid, most_voxels: int = 2**21) -> Iterator[Grid]:
-    """The grid in slabs along z of at most so many voxels (or one slice).
+    """The grid in slabs along z of at most ``most_voxels`` voxels (or one slice).
 
-    The default keeps the three components of a slab below the 32 MiB from which glibc maps new pages each time.
+    With the default, the three components of a slab take less than 32 MiB. From that size on, glibc maps new pages for
+    each allocation.
     """
     nx, ny, nz = grid.size
     depth = max(1, most_voxels // (nx * ny))
-    depth = 1 << (depth.bit_length() - 1)  # a power of two, which threads can share
+    depth = 1 << (depth.bit_length() - 1)  # a power of two: threads can share it evenly
     for z in range(0, nz, depth):
         yield grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))

@@ -1,4 +1,4 @@
-"""Volumes on other grids; large images part by part."""
+"""Resampling of volumes to other grids. Large images are resampled in parts."""
 
 import math
 
@@ -12,13 +12,16 @@ from .grids import Affine, Grid, Size, are_parallel, index_steps, slabs, steps_b
 from .sampling import inside, moving_index, sample
 
 _PART_VOXELS = 2**24
-"""Of an image that is resampled, so many voxels are held as float at a time, or some more."""
+"""Approximate number of voxels of a source image that are held as float at a time."""
 
 
 def resample(
     volume: Float[Tensor, "n c zs ys xs"], source: Grid, target: Grid, fill: float | None = None
 ) -> Float[Tensor, "n c z y x"]:
-    """A volume or field on another grid of the same world. Trilinear: smooth first when the target is coarser."""
+    """A volume or field on another grid of the same world, by trilinear interpolation.
+
+    Smooth it first when the target is coarser.
+    """
     if source == target:
         return volume
     if fill is None and are_parallel(source, target, Affine()):
@@ -27,13 +30,13 @@ def resample(
 
 
 def _interpolated(volume: Tensor, source: Grid, target: Grid) -> Tensor:
-    """`resample` where the axes are parallel: one matrix for each axis, several times faster than `warp`."""
+    """`resample` for parallel axes: one matrix for each axis. Several times faster than `warp`."""
     along_x, along_y, along_z = (weights.to(volume) for weights in _weights(source, target, Affine(), smoothed=False))
     return along_y @ torch.einsum("ts,ncsyx->nctyx", along_z, volume) @ along_x.T
 
 
 def doubled(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zd yd xd"]:
-    """`resample` from ``grid.coarsened(2)`` to ``grid``, faster."""
+    """The same as `resample` from ``grid.coarsened(2)`` to ``grid``, but faster."""
     return F.interpolate(volume, scale_factor=2, mode="trilinear", align_corners=False)
 
 
@@ -42,10 +45,10 @@ def resample_image(
 ) -> Float[Tensor, "1 1 z y x"]:
     """An image (1 1 z y x, any type) at affine(x), x on ``target``, smoothed first along axes that become coarser.
 
-    Only what is needed of the source is converted to float, and never more than some million voxels at a time. Values
-    below ``least`` (padding) are raised to it before any smoothing; outside the source the value is ``fill``. The
-    Gaussian's variance is that of the target voxel's box less that of the source's, both measured along the source
-    axes: (step² - 1) / 12 source voxels².
+    Only the needed part of the source is converted to float, and never more than some million voxels at a time. Values
+    below ``least`` (padding) are raised to ``least`` before the smoothing. Outside the source, the value is ``fill``.
+    The variance of the Gaussian is the variance of the target voxel's box minus that of the source voxel's box, both
+    measured along the source axes: (step² - 1) / 12 source voxels².
     """
     resampled = _axis_by_axis if are_parallel(source, target, affine) else _slab_by_slab
     values = resampled(image, source, target, affine, least)
@@ -53,8 +56,10 @@ def resample_image(
 
 
 def _axis_by_axis(image: Tensor, source: Grid, target: Grid, affine: Affine, least: float) -> Tensor:
-    """`resample_image` but for ``fill``, where the axes are parallel: smoothing and interpolation are then one matrix
-    for each axis, and no smoothed voxel is worked out that is not asked for."""
+    """`resample_image` without ``fill``, for parallel axes.
+
+    One matrix for each axis does smoothing and interpolation together, so only the needed smoothed voxels are computed.
+    """
     start, size = needed_part(source, target, affine)
     (x, y, z), (nx, ny, nz) = start, size
     weights = _weights(source.cropped(start, size), target, affine, smoothed=True)
@@ -68,7 +73,7 @@ def _axis_by_axis(image: Tensor, source: Grid, target: Grid, affine: Affine, lea
 
 
 def _weights(source: Grid, target: Grid, affine: Affine, *, smoothed: bool) -> list[Float[Tensor, "t s"]]:
-    """`_axis_weights` along x, y and z for axes that are parallel."""
+    """`_axis_weights` along x, y and z, for parallel axes."""
     first = source.to_index(affine(np.array(target.origin)))
     steps = np.diag(index_steps(source, target, affine))
     return [
@@ -78,8 +83,10 @@ def _weights(source: Grid, target: Grid, affine: Affine, *, smoothed: bool) -> l
 
 
 def _axis_weights(index: np.ndarray, number: int, sigma: float) -> Float[Tensor, "t s"]:
-    """One row for each continuous index: the weights of ``number`` voxels for the linear interpolation between their
-    Gaussian means; border values go on."""
+    """One row for each continuous index: the weights of the ``number`` voxels.
+
+    They interpolate linearly between the Gaussian means of the voxels. Border values are repeated outside.
+    """
     low = np.clip(np.floor(index).astype(int), 0, number - 1)
     share = np.clip(index - low, 0, 1)
     taps = _taps(sigma)
@@ -91,7 +98,7 @@ def _axis_weights(index: np.ndarray, number: int, sigma: float) -> Float[Tensor,
 
 
 def _slab_by_slab(image: Tensor, source: Grid, target: Grid, affine: Affine, least: float) -> Tensor:
-    """`resample_image` but for ``fill``: smoothed at full resolution, then sampled, in slabs of the target along z."""
+    """`resample_image` without ``fill``: smooth at full resolution, then sample, in slabs of the target along z."""
     part_voxels = math.prod(needed_part(source, target, affine)[1])
     most = max(1, int(math.prod(target.size) * min(1.0, _PART_VOXELS / part_voxels)))
     parts = []
@@ -106,7 +113,7 @@ def _slab_by_slab(image: Tensor, source: Grid, target: Grid, affine: Affine, lea
 
 
 def needed_part(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size]:
-    """First voxel and size of the part of ``source`` that `resample_image` looks at for ``target``."""
+    """First voxel and size of the part of ``source`` that `resample_image` reads for ``target``."""
     corners = np.array([[i * (n - 1) for i, n in zip(c, target.size, strict=True)] for c in np.ndindex(2, 2, 2)])
     index = source.to_index(affine(target.to_world(corners)))
     margin = 2 + 2 * steps_between(source, target, affine)
@@ -118,12 +125,12 @@ def needed_part(source: Grid, target: Grid, affine: Affine) -> tuple[Size, Size]
 
 
 def _sigma(step: float) -> float:
-    """Standard deviation (source voxels) of the smoothing before steps of so many source voxels."""
+    """Standard deviation (source voxels) of the smoothing before sampling in steps of ``step`` source voxels."""
     return float(np.sqrt(max(step**2 - 1, 0) / 12))
 
 
 def _taps(sigma: float) -> np.ndarray:
-    """A Gaussian of ``sigma`` voxels, an odd number of weights that add up to one."""
+    """Gaussian weights for ``sigma`` voxels: an odd number of them, with sum 1."""
     radius = math.ceil(3 * sigma) if sigma >= 0.2 else 0
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 0.2)) ** 2)
     taps: np.ndarray = weights / weights.sum()
@@ -131,7 +138,10 @@ def _taps(sigma: float) -> np.ndarray:
 
 
 def _gaussian(volume: Tensor, sigma: float, axis: int) -> Tensor:
-    """Gaussian of ``sigma`` voxels along one axis, border values repeated. Shifted copies: faster than ``conv3d``."""
+    """Smooth by a Gaussian of ``sigma`` voxels along one axis; border values are repeated.
+
+    The sum of shifted copies is faster than ``conv3d``.
+    """
     taps = _taps(sigma).tolist()
     radius, n = len(taps) // 2, volume.shape[axis]
     if radius == 0:
@@ -147,7 +157,7 @@ def _gaussian(volume: Tensor, sigma: float, axis: int) -> Tensor:
 
 
 def downsample(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zh yh xh"]:
-    """Half the resolution: (1 3 3 1)/8 along each axis, stride 2; belongs to ``grid.coarsened(2)``."""
+    """Half the resolution: filter (1 3 3 1)/8 along each axis, stride 2. The result lies on ``grid.coarsened(2)``."""
     for axis in (2, 3, 4):  # sums of every second voxel: several times faster than convolutions of one channel
         pad = [0] * 6
         pad[2 * (4 - axis)] = pad[2 * (4 - axis) + 1] = 1
@@ -160,7 +170,7 @@ def downsample(volume: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c zh yh x
 
 
 def downsample_by(volume: Float[Tensor, "n c z y x"], factor: int) -> Float[Tensor, "n c zc yc xc"]:
-    """`downsample` log2(factor) times; ValueError unless factor is a power of two."""
+    """Apply `downsample` log2(factor) times; ValueError unless factor is a power of two."""
     if factor < 1 or factor & (factor - 1):
         raise ValueError(f"downsampling by {factor}: expected a power of two")
     for _ in range(factor.bit_length() - 1):

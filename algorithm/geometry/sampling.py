@@ -27,7 +27,7 @@ def linear_index_map(
 
 
 class IndexMap(NamedTuple):
-    """From voxels of one grid to continuous indices of another: matrix · (i, j, k) + offset + steps · u, u in mm."""
+    """Voxels of one grid → continuous indices of another: matrix · (i, j, k) + offset + steps · u, u in mm."""
 
     matrix: Float[np.ndarray, "3 3"]
     offset: Float[np.ndarray, " 3"]
@@ -43,7 +43,7 @@ def index_map(grid: Grid, moving_grid: Grid, affine: Affine) -> IndexMap:
 def moving_index(
     grid: Grid, moving_grid: Grid, displacement: Float[Tensor, "n 3 z y x"] | None, affine: Affine, like: Tensor
 ) -> Float[Tensor, "m zz yy xx 3"]:
-    """Continuous moving indices of the points affine(x + u(x)), x on ``grid``; all linear parts in float64 first."""
+    """Continuous moving indices of the points affine(x + u(x)), x on ``grid``. Linear parts are combined in float64."""
     return _mapped(index_map(grid, moving_grid, affine), displacement, grid, like)
 
 
@@ -65,8 +65,8 @@ def sample(
 ) -> Float[Tensor, "k c zz yy xx"]:
     """Values of ``volume`` at continuous indices (x, y, z), trilinear or nearest.
 
-    Outside the volume the border value holds; with ``fill``, only up to half a voxel outside, then the fill value.
-    One of n and m may be 1.
+    Outside the volume, the value is the border value. With ``fill``, this holds up to half a voxel outside; farther
+    out, the value is ``fill``. One of n and m may be 1.
     """
     to_position = as_tensor(_to_position(volume.shape[2:]), index)
     values = _sampled(volume, torch.addcmul(-torch.ones_like(to_position), index, to_position), nearest)
@@ -76,26 +76,29 @@ def sample(
 
 
 def _to_position(shape: Size | torch.Size) -> Float[np.ndarray, " 3"]:
-    """Voxels (x, y, z) of a (z, y, x) volume times this, less 1, are the positions of ``grid_sample``."""
+    """Factors (x, y, z) for a (z, y, x) volume: voxel index times factor, minus 1, is the ``grid_sample`` position."""
     sizes = np.array(tuple(shape)[::-1], dtype=float)
     return np.asarray(2 / np.maximum(sizes - 1, 1))
 
 
 def _sampled(volume: Tensor, position: Float[Tensor, "m zz yy xx 3"], nearest: bool) -> Tensor:
-    """Values at positions of ``grid_sample``; one of the batches may be of 1."""
+    """Values at ``grid_sample`` positions; one of the two batch sizes may be 1."""
     number = max(volume.shape[0], position.shape[0])
     volume, position = (part.expand(number, -1, -1, -1, -1) for part in (volume, position))
     return _grid_sample(volume, position, "nearest" if nearest else "bilinear")
 
 
 def inside(index: Float[Tensor, "n z y x 3"], shape: Size | torch.Size) -> Bool[Tensor, "n z y x"]:
-    """Whether continuous indices lie in a volume of (z, y, x) voxels, voxels being boxes around their centres."""
+    """Whether continuous indices lie in a volume of (z, y, x) voxels. Each voxel is a box around its centre."""
     x, y, z = ((i >= -0.5) & (i < n - 0.5) for i, n in zip(index.unbind(-1), tuple(shape)[::-1], strict=True))
     return x & y & z
 
 
 def _grid_sample(volume: Tensor, position: Tensor, mode: str) -> Tensor:
-    """``grid_sample`` with the project's settings. The CPU kernel is parallel over the batch only: split z into one."""
+    """``grid_sample`` with the project's settings.
+
+    The CPU kernel is parallel over the batch only, so z is split into a batch.
+    """
     n, depth, height, width, _ = position.shape
     parts = math.gcd(depth, torch.get_num_threads()) if n == 1 and position.device.type == "cpu" else 1
     split = position.reshape(n * parts, depth // parts, height, width, 3)

@@ -1,7 +1,7 @@
-"""The loop of `.warping.warp` on the CPU: one pass that reads u where it lies, and writes nothing but the result.
+"""The loop of `.warping.warp` on the CPU: one pass that reads u on its own grid and writes only the result.
 
-Row by row, so that what is worked out in between stays in the processor's nearest cache, and in steps that it can do
-for several voxels at once.
+It works row by row, so that intermediate values stay in the processor's nearest cache. Each step can be vectorised: the
+processor does it for several voxels at once.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ VOLUMES, PLACES, SHARES = "f4[:,:,:,::1]", "i8[::1]", "f4[::1]"
 
 @compiled_loop("void(f4[:,:,:,::1],i8,f4,i8,f4,f4[:,::1])")
 def _between_rows(u: np.ndarray, z: int, share_z: float, y: int, share_y: float, row: np.ndarray) -> None:
-    """``row``, (3, xu): u between the planes z and z + 1 and the rows y and y + 1, where there are such."""
+    """Set ``row``, (3, xu): u interpolated between planes z and z + 1 and rows y and y + 1; the border is repeated."""
     _, size_z, size_y, size_x = u.shape
     z1, y1 = min(z + 1, size_z - 1), min(y + 1, size_y - 1)
     for c in range(3):
@@ -27,7 +27,7 @@ def _between_rows(u: np.ndarray, z: int, share_z: float, y: int, share_y: float,
 
 @compiled_loop("void(f4[:,::1],i8[::1],f4[::1],f4[:,::1])")
 def _along_row(row: np.ndarray, places: np.ndarray, shares: np.ndarray, u: np.ndarray) -> None:
-    """``u``, (3, x): the values of ``row`` between the voxels ``places`` and the next."""
+    """Set ``u``, (3, x): the values of ``row``, interpolated between the voxels ``places`` and the next ones."""
     last = row.shape[1] - 1
     for c in range(3):
         for x in range(u.shape[1]):
@@ -40,10 +40,11 @@ def _cells(
     u: np.ndarray, step: np.ndarray, start: float, slope: float, size: int, before: np.ndarray, to_next: np.ndarray,
     share: np.ndarray, seen: np.ndarray,
 ) -> None:  # fmt: skip
-    """Of the continuous indices start + slope·x + step·u along an axis: the voxel ``before``, 1 ``to_next`` or 0 at the
-    border, the ``share`` of the next; ``seen`` stays where they lie at most half a voxel beyond the outermost centres.
+    """Find the cells of the continuous indices start + slope·x + step·u along an axis.
 
-    Farther out, and for NaN, it is a border voxel: no number leads out of the volume.
+    ``before`` becomes the voxel before the index, ``to_next`` the step to the next voxel (1, or 0 at the border), and
+    ``share`` the weight of the next voxel. ``seen`` becomes False where the index lies more than half a voxel beyond
+    the outermost centres. Such an index, and NaN, gets a border voxel: no index leads out of the volume.
     """
     last, rim = f4(size - 1), f4(size - 0.5)
     for x in range(u.shape[1]):
@@ -61,7 +62,7 @@ def _interpolated(
     volume: np.ndarray, row: int, plane: int, before: np.ndarray, to_next: np.ndarray, share: np.ndarray,
     values: np.ndarray,
 ) -> None:  # fmt: skip
-    """``values``: a flat volume of ``row`` voxels in a row and ``plane`` in a plane, in the cells (x, y, z)."""
+    """Set ``values``: a flat volume with ``row`` voxels per row and ``plane`` per plane, interpolated in the cells."""
     wide, high = i4(row), i4(plane)
     for x in range(len(values)):
         at = before[2, x] * high + before[1, x] * wide + before[0, x]
@@ -96,10 +97,11 @@ def warp_rows(
     first: int,
     end: int,
 ) -> None:
-    """``warped`` (c, z, y, x), its rows from ``first`` to ``end``: ``volume`` (c, zv, yv, xv) at the continuous indices
-    matrix·(x, y, z) + offset + steps·u, trilinear; where ``filled``, ``fill`` farther out than half a voxel.
+    """Set the rows from ``first`` to ``end`` of ``warped`` (c, z, y, x).
 
-    Along each axis ``u`` (3, zu, yu, xu) is taken ``share`` of the way from the voxel ``u_`` to the next. A volume has
+    They are ``volume`` (c, zv, yv, xv) at the continuous indices matrix·(x, y, z) + offset + steps·u, trilinear. With
+    ``filled``, the value is ``fill`` more than half a voxel outside. Along each axis, ``u`` (3, zu, yu, xu) is
+    interpolated between the voxel ``u_`` and the next one, with the weight ``share`` for the next. A volume must have
     less than 2^31 voxels.
     """
     channels, size_z, size_y, size_x = volume.shape

@@ -1,4 +1,4 @@
-"""Warping: a volume at the places that a displacement field points to."""
+"""Warping: the values of a volume at the positions that a displacement field points to."""
 
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ from .resampling import resample
 from .sampling import check_shape, index_map, moving_index, sample
 
 LEAST_VOXELS = 2**16
-"""Fewer are not worth the loop, which may have to be compiled first."""
+"""For fewer voxels the loop does not pay: it may have to be compiled first."""
 
 
 def warp(
@@ -30,7 +30,7 @@ def warp(
 ) -> Float[Tensor, "k c z y x"]:
     """``moving(affine(x + u(x)))`` for x on ``grid``; ``displacement`` None means u = 0. Outside: see `sample`.
 
-    u lies on ``grid``, or on a ``displacement_grid`` of its own, from which it is taken as by `resample`.
+    u lies on ``grid`` or on its own ``displacement_grid``; then it is interpolated as by `resample`.
     """
     u_grid = displacement_grid or grid
     check_shape(moving, moving_grid)
@@ -43,7 +43,7 @@ def warp(
 
 
 def _loop_does(moving: Tensor, displacement: Tensor | None, u_grid: Grid, grid: Grid) -> bool:
-    """Whether it is for the loop: one pair of float32 on the CPU, no derivative wanted, and enough of it."""
+    """Whether the loop can warp this: batch of 1, float32, on the CPU, no gradient needed, and enough voxels."""
     volumes = [moving] if displacement is None else [moving, displacement]
     return (
         all(v.device.type == "cpu" and v.dtype == torch.float32 and len(v) == 1 for v in volumes)
@@ -56,7 +56,7 @@ def _loop_does(moving: Tensor, displacement: Tensor | None, u_grid: Grid, grid: 
 
 @cache
 def has_loop() -> bool:
-    """Whether there is numba. The loop is compiled here, or loaded."""
+    """Whether numba is installed. This call compiles the loop, or loads it."""
     try:
         from . import warp_loop  # noqa: F401
     except ImportError:
@@ -88,8 +88,10 @@ def _by_loop(
 
 
 def _places(source: Grid, target: Grid) -> list[np.ndarray]:
-    """For z, y and x, of parallel axes: the voxel of ``source`` before each of ``target``, and the share of the one
-    behind it; border values go on."""
+    """For z, y and x of parallel axes: the ``source`` voxel before each ``target`` voxel, and the weight of the next.
+
+    Border values are repeated outside.
+    """
     first, steps = source.to_index(np.array(target.origin)), np.diag(index_steps(source, target, Affine()))
     found = []
     for axis in (2, 1, 0):
@@ -105,16 +107,16 @@ def _array(volume: Float[Tensor, "1 c z y x"]) -> Float[np.ndarray, "c z y x"]:
 def warp_image(
     image: Tensor, source: Grid, displacement: Float[Tensor, "1 3 z y x"], grid: Grid, *, fill: float
 ) -> Float[Tensor, "1 1 z y x"]:
-    """An image (1 1 z y x, any type) at x + u(x): `warp`, but only the part that is needed is converted to float."""
+    """An image (1 1 z y x, any type) at x + u(x). Like `warp`, but only the needed part is converted to float."""
     (x, y, z), size = _reached(source, displacement, grid)
     part = image[:, :, z : z + size[2], y : y + size[1], x : x + size[0]].float()
     return warp(part, source.cropped((x, y, z), size), displacement, grid, fill=fill)
 
 
 def _reached(source: Grid, displacement: Float[Tensor, "1 3 z y x"], grid: Grid) -> tuple[Size, Size]:
-    """First voxel and size of a part of ``source`` that all x + u(x) lie in, or beyond which they leave the source."""
+    """First voxel and size of a part of ``source`` that contains all x + u(x) that lie in the source."""
     matrix, offset, steps = index_map(grid, source, Affine())
-    ends = np.array([[torch.min(part), torch.max(part)] for part in displacement[0]]).T  # of u along x, y and z
+    ends = np.array([[torch.min(part), torch.max(part)] for part in displacement[0]]).T  # range of u along x, y, z
     corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(grid.size) - 1)
     ways = offset + corners @ matrix.T
     moves = np.stack([steps * ends[0], steps * ends[1]])

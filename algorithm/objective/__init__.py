@@ -10,15 +10,15 @@
     V  `volume_change`  is volume kept, nothing folded?     mean over the grid              no unit
     K  `keypoints`      do corresponding points meet?       mean over the points            mm²
 
-Normalisation. The paper leaves open what its integrals are measured in. Here every term is an integral over its domain
+Normalisation. The paper does not say in which unit its integrals are. Here every term is an integral over its domain
 divided by the volume of the domain: a mean over voxels, weighted by the mask. So α (mm²), β, γ (no unit) and δ (1/mm²)
-depend neither on the size of the image nor on that of the voxel. A batch counts as the mean of its samples. With
-integrals in mm³, D_paper = |Ω_D| D and likewise R, B, V over their domains, and K_paper = K, so that dividing equation
-(8) by |Ω_D| gives
+depend neither on the size of the image nor on the size of the voxel. A batch counts as the mean of its samples. If the
+paper's integrals are in mm³, then D_paper = |Ω_D| D, likewise R, B, V over their domains, and K_paper = K. Equation
+(8) divided by |Ω_D| gives
 
     α = α_paper |Ω_R|/|Ω_D|,  β = β_paper |Ω_B|/|Ω_D|,  γ = γ_paper |Ω_V|/|Ω_D|,  δ = δ_paper/|Ω_D|.
 
-An empty mask, or no keypoints: the term is exactly 0, and so is its gradient.
+With an empty mask, or without keypoints, the term is exactly 0, and so is its gradient.
 """
 
 from collections.abc import Sequence
@@ -56,29 +56,32 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Weights:
-    """α, β, γ, δ, that of the diffusion, and t; InputError where one makes no sense.
+    """Weights α, β, γ, δ, the weight of the diffusion, and the threshold t; InputError for a value out of range.
 
-    The paper has α = 10, β = 1, γ = 0.01, δ = 0 on the coarsest level and 10⁷ after, t = 0.2, 0.1, 0.05 from coarse to
-    fine, and finds that magnitudes matter little. If its integrals are in mm³ and its domains all the lung,
-    some 5·10⁶ mm³, that is α = 10 mm², β = 1, γ = 0.01 and δ = 2/mm² here. Where R, B and V go over a crop of which the
-    lung is about a quarter, all but δ count four times that. The defaults lie in this range and are for the fine level;
-    they are chosen by magnitude, not tuned.
+    The paper has α = 10, β = 1, γ = 0.01, δ = 0 on the coarsest level and 10⁷ on the others, t = 0.2, 0.1, 0.05 from
+    coarse to fine. It finds that the magnitudes matter little. If its integrals are in mm³ and all its domains are the
+    lung (some 5·10⁶ mm³), these weights are α = 10 mm², β = 1, γ = 0.01 and δ = 2/mm² here. If R, B and V are over a
+    crop and the lung is about a quarter of it, all weights but δ are four times as large. The defaults lie in this
+    range and are for the fine level. They are chosen by magnitude, not tuned.
     """
 
     alpha: float = 10.0
-    """Of the curvature, mm². A wave of 10 mm over 150 mm has R = 1.5·10⁻⁴/mm², one of 0.5 mm over 10 mm 2·10⁻²/mm²."""
+    """Weight of the curvature (mm²).
+
+    A wave of 10 mm over 150 mm has R = 1.5·10⁻⁴/mm²; a wave of 0.5 mm over 10 mm has R = 2·10⁻²/mm².
+    """
     beta: float = 1.0
-    """Of the mask distance, no unit."""
+    """Weight of the mask distance (no unit)."""
     gamma: float = 0.04
-    """Of the volume change control, no unit. Breathing (determinants 0.8 to 1.3) has V < 0.07; each percent of
+    """Weight of the volume change control (no unit). Breathing (determinants 0.8 to 1.3) has V < 0.07; each percent of
     voxels with determinant 0 adds 0.38 for t = 0.05."""
     delta: float = 0.1
-    """Of the keypoint distance, 1/mm². Below the paper's: keypoints are 1 to 2 mm off themselves, and at 2/mm² that
-    alone outweighs D."""
+    """Weight of the keypoint distance (1/mm²). It is smaller than the paper's: the keypoints themselves are 1 to 2 mm
+    wrong, and with 2/mm² this error alone outweighs D."""
     t: float = 0.05
-    """Determinant below which the volume change control goes on linearly."""
+    """Threshold: below this Jacobian determinant, the volume change control is linear."""
     diffusion: float = 0.0
-    """Of the diffusion, no unit; not in the paper."""
+    """Weight of the diffusion (no unit); not in the paper."""
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "gamma", "delta", "diffusion"):
@@ -98,11 +101,11 @@ def objective(
     warped_labels: Float[Tensor, "n k z y x"] | None = None,
     keypoints: Sequence[Keypoints] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """J, and the values of D and the terms with a weight > 0 by name: unweighted, detached, on the device.
+    """J, and by name the values of D and of the terms with a weight > 0: unweighted, detached, on the device.
 
-    ``distance`` is D, from images on this grid or on a finer one; ``displacement`` in mm on ``grid``; one `Keypoints`
-    per sample. The terms beside D go over the whole grid, so that the field is defined everywhere. InputError where a
-    term has a weight > 0 and nothing to work on: set the weight to 0 where there are no labels or keypoints.
+    ``distance`` is D, from images on this grid or on a finer one. ``displacement`` is in mm on ``grid``. There is one
+    `Keypoints` per sample. The other terms are over the whole grid, so that the field is defined everywhere. InputError
+    when a term has a weight > 0 but its labels or keypoints are missing; without them, set its weight to 0.
     """
     terms = {"distance": (1.0, distance)}
     if weights.alpha > 0:

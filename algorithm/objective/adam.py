@@ -1,7 +1,7 @@
-"""Adam for one tensor: Kingma and Ba 2015, Algorithm 1, with a step that falls linearly.
+"""Adam for one tensor: Kingma and Ba 2015, Algorithm 1, with a step size that decreases linearly.
 
-The numbers are those of ``torch.optim.Adam`` with ``LinearLR``. Those load PyTorch's compiler when they are first
-used, which takes about a second of every run.
+The results are the same as with ``torch.optim.Adam`` and ``LinearLR``. These two load PyTorch's compiler at their first
+use, which costs about a second in every run.
 """
 
 import math
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 DECAY = 0.9, 0.999
-"""Of the means of the gradient and of its square: β₁ and β₂."""
+"""Decay rates of the means of the gradient and of its square: β₁ and β₂."""
 LAST_STEP = 0.1
-"""The share of the first step that the last one comes to."""
+"""Size of the last step, as a share of the first."""
 
 
 class Adam:
-    """Minimises over ``unknown``, a leaf that requires a gradient."""
+    """Minimisation over ``unknown``, a leaf tensor that requires a gradient."""
 
     def __init__(self, unknown: Tensor, step: float, steps: int, epsilon: float = 1e-8) -> None:
-        """``step``: length of the first step, in units of ``unknown``; ``steps``: how many there will be.
+        """``step``: length of the first step, in units of ``unknown``; ``steps``: number of steps.
 
-        ``epsilon`` is added to the root of the mean square: gradients far below it hardly move anything.
+        ``epsilon`` is added to the root of the mean square: a much smaller gradient hardly changes the unknown.
         """
         self.unknown, self.first, self.steps, self.epsilon = unknown, step, steps, epsilon
         self.done = 0
@@ -29,7 +29,7 @@ class Adam:
 
     @torch.no_grad()
     def descend(self, value: Tensor) -> None:
-        """One step along the gradient of ``value``, a scalar made of the unknown."""
+        """One step down the gradient of ``value``, a scalar computed from the unknown."""
         (gradient,) = torch.autograd.grad(value, self.unknown)
         step = self.first * (1 - (1 - LAST_STEP) * self.done / max(self.steps, 1))
         self.done += 1

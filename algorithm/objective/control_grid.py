@@ -1,6 +1,6 @@
-"""Displacement fields given by control points: smoothed by small means, so that they are nearly a B-spline.
+"""Displacement fields from control points: small means smooth the field, so it is nearly a B-spline.
 
-Siebert et al. 2021 ("Fast 3D registration with accurate optimisation ...") have it so.
+The idea is from Siebert et al. 2021 ("Fast 3D registration with accurate optimisation ...").
 """
 
 import torch
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def smoothed(control: Float[Tensor, "n 3 z y x"], times: int) -> Float[Tensor, "n 3 z y x"]:
-    """``times`` 3³ means, border values repeated: nearly a B-spline of degree 2·``times`` - 1.
+    """Apply a 3³ mean ``times`` times; border values are repeated. Nearly a B-spline of degree 2·``times`` - 1.
 
-    Axis by axis, which is more than twice as fast as ``avg_pool3d``.
+    The mean is computed axis by axis, which is more than twice as fast as ``avg_pool3d``.
     """
     for _ in range(times):
         for axis in (2, 3, 4):
@@ -23,9 +23,10 @@ def smoothed(control: Float[Tensor, "n 3 z y x"], times: int) -> Float[Tensor, "
 
 
 def unsmoothed(displacement: Float[Tensor, "n 3 z y x"], times: int, rounds: int = 4) -> Float[Tensor, "n 3 z y x"]:
-    """Control points whose `smoothed` field is nearly the given one (van Cittert's iteration): so it starts there.
+    """Control points whose `smoothed` field is nearly ``displacement`` (van Cittert's iteration).
 
-    Nearly: what the smoothing takes away altogether, waves of two or three voxels, does not come back.
+    A minimisation can start from them. Waves of two or three voxels are lost, because the smoothing removes them
+    completely.
     """
     control = displacement
     for _ in range(rounds):

@@ -1,8 +1,8 @@
 """Loops of `algorithm.objective.sampled_correlation`, compiled for the processor at hand when this module is imported.
 
-Every kernel takes a list of runs, rows (z, y, first x, end x) of voxels, and does those from ``first`` to ``end`` of
-the list; parts of a list can be done at once, by threads. Volumes are float32, (z, y, x), vectors (3, z, y, x) with
-components x, y, z. No run touches the border of its volume.
+Every kernel takes a list of runs, rows (z, y, first x, end x) of voxels, and works on the runs from ``first`` to
+``end``. Several threads can work on parts of one list at the same time. Volumes are float32, (z, y, x); vectors are
+(3, z, y, x) with components x, y, z. No run touches the border of its volume.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ WINDOW = 27
 
 @compiled_loop()
 def _between(volume, z, y, x, share_z, share_y, share_x):  # type: ignore[no-untyped-def]
-    """Trilinear between the eight voxels from (z, y, x) on, and its derivatives along z, y and x."""
+    """Trilinear value in the cell that begins at voxel (z, y, x), and its derivatives along z, y and x."""
     v000, v001 = volume[z, y, x], volume[z, y, x + 1]
     v010, v011 = volume[z, y + 1, x], volume[z, y + 1, x + 1]
     v100, v101 = volume[z + 1, y, x], volume[z + 1, y, x + 1]
@@ -44,8 +44,12 @@ def sample(
     first: int,
     end: int,
 ) -> None:
-    """``warped``: the moving image at matrix·(x, y, z) + offset + steps·u; ``slope``: its gradient in u; ``seen``: 1
-    in the moving field of view, else 0. u is trilinear between the ``control`` points, which are twice as far apart."""
+    """Set ``warped``, ``slope`` and ``seen`` at the voxels of the runs.
+
+    ``warped`` is the moving image at matrix·(x, y, z) + offset + steps·u, ``slope`` is its gradient with respect to u,
+    and ``seen`` is 1 in the moving field of view, else 0. u is trilinear between the ``control`` points, whose spacing
+    is two voxels.
+    """
     size_z, size_y, size_x = moving.shape
     for run in range(first, end):
         z, y, start, stop = runs[run]
@@ -88,8 +92,12 @@ def correlate(
     first: int,
     end: int,
 ) -> None:
-    """``sums[part]``: of 1 - cc over the voxels that are ``seen``, and their number; ``terms``: what each window gives
-    to the gradient (see `algorithm.objective.local_correlation`). ``mean`` and ``variance`` are those of ``fixed``."""
+    """Set ``sums[part]`` and ``terms``.
+
+    ``sums[part]`` is the sum of 1 - cc over the ``seen`` voxels, and their number. ``terms`` is the contribution of
+    each window to the gradient (see `algorithm.objective.local_correlation`). ``mean`` and ``variance`` are those of
+    ``fixed``.
+    """
     size = warped.shape[2]
     of_warped, of_square, of_product = (
         np.empty(size, np.float32),
@@ -138,7 +146,7 @@ def differentiate(
     first: int,
     end: int,
 ) -> None:
-    """``slope``, until now of the warped image, becomes that of the sum of all windows, times ``scale``."""
+    """Turn ``slope`` from the gradient of the warped image into that of the sum over all windows, times ``scale``."""
     size = warped.shape[2]
     towards, against, rest = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.float32)
     for run in range(first, end):
@@ -162,7 +170,10 @@ def differentiate(
 
 @compiled_loop()
 def _add_row(target, row, share, start, stop):  # type: ignore[no-untyped-def]
-    """What one row of voxels gives to control points ``start`` to ``stop``; their outermost have one neighbour only."""
+    """Add the share of one row of voxels to control points ``start`` to ``stop``.
+
+    The outermost control points have only one neighbour.
+    """
     last = len(target) - 1
     for x in range(max(start, 1), min(stop, last)):
         value = f4(0.25) * (row[2 * x - 1] + row[2 * x + 2]) + f4(0.75) * (row[2 * x] + row[2 * x + 1])
@@ -175,8 +186,10 @@ def _add_row(target, row, share, start, stop):  # type: ignore[no-untyped-def]
 
 @compiled_loop(f"void({VECTORS},{VECTORS},{RUNS},i8,i8)")
 def gather(fine: np.ndarray, control: np.ndarray, runs: np.ndarray, first: int, end: int) -> None:
-    """The transpose of the doubling of the control points: ``control`` from ``fine``, which is 0 at its border. These
-    runs, of control points, may touch the border."""
+    """The transpose of the doubling of the control points: ``control`` from ``fine``, which is 0 at its border.
+
+    These are runs of control points; they may touch the border.
+    """
     for run in range(first, end):
         z, y, start, stop = runs[run]
         for axis in range(3):

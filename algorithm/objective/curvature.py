@@ -4,11 +4,11 @@
 
 of the displacement u = y - x; Δy = Δu.
 
-The Laplacian is the 7-point stencil with the grid's spacing. Beyond the border the field goes on linearly: the
-second difference along an axis is 0 at the two ends of that axis, those along the other axes still count there. The
-mean goes over *all* voxels, and affine fields cost 0 (to rounding). Repeating the border voxel, the usual
-Neumann rule, would charge a field with slope a about 2 a²/(spacing · length) per axis: more as the grid is refined, so
-that α would depend on the grid.
+The Laplacian is the 7-point stencil with the grid's spacing. Beyond the border, the field continues linearly: the
+second difference along an axis is 0 at the two ends of that axis, and the differences along the other axes still count
+there. The mean is over *all* voxels, and affine fields cost 0 (to rounding). The usual Neumann rule repeats the border
+voxel. A field with slope a would then cost about 2 a²/(spacing · length) per axis. This grows as the grid is refined,
+so α would depend on the grid.
 """
 
 import torch
@@ -27,14 +27,14 @@ def curvature(
 ) -> Float[Tensor, ""]:
     """R in 1/mm², a mean over the mask (by default the whole grid); an empty mask yields 0.
 
-    The same for any direction matrix (orthonormal): Δ is invariant and Σ_j does not mind turned components.
+    R is the same for any (orthonormal) direction matrix: a rotation of the axes changes neither Δ nor the sum over j.
     """
     laplacian_ = laplacian(displacement, grid)
     return domain_mean((laplacian_ * laplacian_).sum(dim=1), mask)
 
 
 def laplacian(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> Float[Tensor, "n 3 z y x"]:
-    """Δu in 1/mm, component by component; the boundary rule is above. Needs two voxels along each axis."""
+    """Δu in 1/mm, component by component; see above for the boundary rule. Needs two voxels along each axis."""
     check_same_shape(grid.shape, displacement.shape[2:])
     if min(grid.size) < 2:
         raise ValueError(f"the Laplacian needs at least two voxels along each axis, got a grid of {grid.size}")

@@ -2,8 +2,9 @@
 
     E = 1/|Ω| ∫_Ω Σ_j ‖∇u_j‖² dx,    no unit
 
-Unlike the curvature it charges a linear change of the field as well, so it holds the lung together where the image says
-nothing. Forward differences by the grid's spacing; each axis is a mean over its own differences.
+Unlike the curvature, it also penalises a linear change of the field. So it limits the deformation of the lung where the
+image has no structure. Derivatives are forward differences divided by the grid's spacing. Each axis is a mean over its
+own differences.
 """
 
 import torch

@@ -10,8 +10,8 @@ def domain_mean(
 ) -> Float[Tensor, ""]:
     """``Σ m v / Σ m`` for every sample of the batch, then the mean over the batch.
 
-    The mask m is bool or weights ≥ 0; None is the whole grid. A sample with an empty mask counts as exactly 0, with
-    zero gradient. Where the mask is 0 the values must still be finite.
+    The mask m is bool or has weights ≥ 0; None is the whole grid. A sample with an empty mask counts as exactly 0 and
+    has zero gradient. Values must be finite even where the mask is 0.
     """
     if mask is None:
         return values.mean()

@@ -16,7 +16,7 @@ from .domain import check_same_shape
 
 
 class Keypoints(NamedTuple):
-    """The corresponding keypoints of one pair, world mm (x, y, z), and how far each is trusted (≥ 0; None: alike)."""
+    """Corresponding keypoints of one pair, world mm (x, y, z), with weights ≥ 0 (None: all equal)."""
 
     fixed_mm: Float[Tensor, "p 3"]
     moving_mm: Float[Tensor, "p 3"]
@@ -30,15 +30,15 @@ def keypoint_distance(
     grid: Grid,
     weights: Float[Tensor, " p"] | None = None,
 ) -> Float[Tensor, ""]:
-    """K in mm²: the mean, by ``weights`` where given, of the squared distances. No points or no weight: 0.
+    """K in mm²: the mean of the squared distances, weighted by ``weights``. Without points, or with weights 0, it is 0.
 
-    Where an affine map is applied after the field, give its inverse of the moving keypoints. The field is trilinear
-    between voxel centres; points beyond the grid take the border's value.
+    If an affine map is applied after the field, first map the moving keypoints by its inverse. The field is trilinear
+    between voxel centres; points outside the grid get the border value.
     """
     check_same_shape(fixed_mm.shape, moving_mm.shape)
     if not len(fixed_mm):
         return displacement[:, :, :0].sum()  # 0, and still part of the graph
-    wanted = (moving_mm.double() - fixed_mm.double()).to(displacement)  # small numbers before precision is lost
+    wanted = (moving_mm.double() - fixed_mm.double()).to(displacement)  # subtract in float64: differences are small
     residual = displacement_at(fixed_mm, displacement, grid) - wanted
     squares = (residual * residual).sum(dim=1)
     if weights is None:

@@ -2,11 +2,12 @@
 
     D = 1/|Ω| ∫_Ω 1 - cov² / ((var F + s²)(var W + s²)) dx
 
-Blind to a local change of brightness and contrast, so to the density change of breathing. Not in Hering et al. 2021;
-the strongest similarity for the refinement of lung CT in the literature (e.g. Vishnevskiy et al. 2017).
+D does not depend on local brightness and contrast, so it does not depend on the density change of breathing. It is not
+in Hering et al. 2021. In the literature it is the strongest similarity for the refinement of lung CT (e.g. Vishnevskiy
+et al. 2017).
 
-The gradient is written out. With the fixed image's part known beforehand, value and gradient take three box sums each;
-left to automatic differentiation they take more than twice the time and memory.
+The gradient is written out. The part of the fixed image is computed beforehand, so value and gradient take three box
+sums each. Automatic differentiation takes more than twice the time and memory.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from .domain import domain_mean
 
 
 class LocalStatistics(NamedTuple):
-    """What the windows say of the fixed image alone; voxels beyond the border do not count."""
+    """Window statistics of the fixed image; voxels beyond the border do not count."""
 
     number: Float[Tensor, "1 1 z y x"]
     """Voxels in the window."""
@@ -42,9 +43,10 @@ def local_correlation_distance(
     noise_hu: float = 20.0,
     statistics: LocalStatistics | None = None,
 ) -> Float[Tensor, ""]:
-    """D in [0, 1], a mean over the mask, with s = ``noise_hu`` on ``window``³ voxels; differentiable in ``warped``.
+    """D in [0, 1], a mean over the mask, with s = ``noise_hu`` and ``window``³ voxels; differentiable in ``warped``.
 
-    Where both images are flat the value is 1 and its gradient near 0: noise does not attract. Empty mask: 0.
+    Where both images are flat, the value is 1 and its gradient is near 0, so noise has no effect. An empty mask
+    yields 0.
     """
     known = statistics or local_statistics(fixed, window)
     distance: Tensor = _Distance.apply(warped, fixed, known, window, noise_hu**2)
@@ -81,9 +83,9 @@ class _Distance(torch.autograd.Function):
 
 
 def box_sum(volume: Float[Tensor, "n c z y x"], window: int) -> Float[Tensor, "n c z y x"]:
-    """Sum over the part of the window (odd) inside the volume.
+    """Sum over the part of the window (odd) that lies inside the volume.
 
-    Sums of shifted copies, one axis after the other: several times faster than ``avg_pool3d`` on a CPU.
+    It adds shifted copies, one axis after the other: several times faster than ``avg_pool3d`` on a CPU.
     """
     for axis in (2, 3, 4):
         size = volume.shape[axis]
@@ -96,5 +98,5 @@ def box_sum(volume: Float[Tensor, "n c z y x"], window: int) -> Float[Tensor, "n
 
 
 def dilated(mask: Bool[Tensor, "1 1 z y x"], voxels: int) -> Bool[Tensor, "1 1 z y x"]:
-    """The mask and the cubes of ``voxels`` in every direction around it."""
+    """The mask grown by ``voxels`` in every direction (a cube)."""
     return box_sum(mask.float(), 2 * voxels + 1) > 0 if voxels else mask

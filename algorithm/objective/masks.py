@@ -2,7 +2,8 @@
 
     B = 1/(2 |Ω|) ∫_Ω ‖b_M(y(x)) - b_F(x)‖² dx
 
-with b the one-hot representation of a segmentation, one channel per label (k = 5 lobes, or 2 lungs), background none.
+with b the one-hot representation of a segmentation: one channel per label (k = 5 lobes, or 2 lungs), no channel for the
+background.
 """
 
 import torch
@@ -19,9 +20,9 @@ def mask_distance(
 ) -> Float[Tensor, ""]:
     """B in [0, 1] (no unit), a mean over the mask (by default the whole grid); an empty mask yields 0.
 
-    A voxel with two different labels costs 1, one with a label on background 1/2. ``warped_labels`` come from
-    `geometry.warp` of the one-hot moving labels with *linear* interpolation and fill 0: with nearest neighbours there
-    would be no gradient. ``mask`` is for the validity of the warp, not for the lungs: the lung's outline is the point.
+    A voxel with two different labels costs 1; a voxel with a label on background costs 1/2. Make ``warped_labels`` by
+    `geometry.warp` from the one-hot moving labels, with *linear* interpolation and fill 0: nearest neighbours would
+    give no gradient. ``mask`` is for the validity of the warp. Do not give the lung mask: B compares lung outlines.
     """
     check_same_shape(fixed_labels.shape, warped_labels.shape)
     difference = warped_labels - fixed_labels
@@ -29,6 +30,6 @@ def mask_distance(
 
 
 def one_hot(labels: Int[Tensor, "n 1 z y x"], classes: tuple[int, ...]) -> Float[Tensor, "n k z y x"]:
-    """Channel i is 1.0 where the label is ``classes[i]``; a label that is not among them is 0 in every channel."""
+    """Channel i is 1.0 where the label is ``classes[i]``. A label that is not in ``classes`` is 0 in every channel."""
     wanted = torch.tensor(classes, dtype=labels.dtype, device=labels.device)
     return (labels == wanted.reshape(1, -1, 1, 1, 1)).to(torch.float32)

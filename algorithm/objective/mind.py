@@ -2,9 +2,9 @@
 
     D = 1/|Ω| ∫_Ω 1/12 Σ_k (m_k(F) - m_k(W))² dx
 
-A descriptor holds, for the twelve pairs of neighbours of a voxel that lie a diagonal apart, how unlike the patches
-around the two are: exp(-(d_k - min_k d)/v) with d_k the mean squared difference of the 3³ patches and v the mean of the
-d_k - min_k d. It sees structure, not brightness.
+A voxel has six neighbours, and twelve pairs of them lie a diagonal apart. The descriptor compares the patches around
+the two voxels of each pair: exp(-(d_k - min_k d)/v), with d_k the mean squared difference of the 3³ patches and v the
+mean of the d_k - min_k d. It depends on structure, not on brightness.
 """
 
 import itertools
@@ -27,13 +27,13 @@ def mind_distance(
     warped: Float[Tensor, "n 1 z y x"],
     mask: Bool[Tensor, "n 1 z y x"] | Float[Tensor, "n 1 z y x"] | None,
 ) -> Float[Tensor, ""]:
-    """D (no unit), a mean over the mask, with ``descriptors`` the fixed image's `mind_ssc`; an empty mask yields 0."""
+    """D (no unit), a mean over the mask. ``descriptors`` is `mind_ssc` of the fixed image. An empty mask yields 0."""
     check_same_shape(descriptors.shape[2:], warped.shape[2:])
     return domain_mean((descriptors - mind_ssc(warped)).square().mean(dim=1), mask)
 
 
 def mind_ssc(image: Float[Tensor, "n 1 z y x"]) -> Float[Tensor, "n 12 z y x"]:
-    """The descriptors, 0 to 1, of an image in HU. v is held between 1/1000 of its mean and 1000 times that."""
+    """The descriptors, 0 to 1, of an image in HU. v is clamped between 1/1000 of its mean and 1000 times its mean."""
     padded = F.pad(image, [1] * 6, mode="replicate")
     size = image.shape[2:]
     at = {s: padded[:, :, 1 + s[0] :, 1 + s[1] :, 1 + s[2] :][:, :, : size[0], : size[1], : size[2]] for s in SIX}

@@ -2,13 +2,13 @@
 
     D = 1/|Ω| ∫_Ω 1 - ⟨∇W, ∇F⟩²_ε / (‖∇W‖²_ε ‖∇F‖²_ε) dx,    ⟨f, g⟩_ε = Σ_j f_j g_j + ε²,    ‖f‖²_ε = ⟨f, f⟩_ε
 
-with F the fixed and W(x) = M(y(x)) the warped moving image. It asks that edges be parallel, whatever their strength
-or sign; ε (HU/mm) is the size of gradient below which a voxel counts as flat. Flat on flat costs 0, an edge on flat
-almost 1. The sign is indifferent for edges well above ε only: ε² in the product favours gradients that point the same
-way a little.
+with F the fixed and W(x) = M(y(x)) the warped moving image. D is small where edges are parallel, whatever their
+strength or sign. ε (HU/mm) is the gradient below which a voxel counts as flat. Flat on flat costs 0; an edge on flat
+costs almost 1. The sign has no effect only for edges well above ε: ε² in the product slightly favours gradients of the
+same direction.
 
 The paper prints ``Σ_j (f_j g_j + ε²)``, which would count ε² three times. We read ``Σ_j f_j g_j + ε²``, as in Haber and
-Modersitzki (2006) and Rühaak et al. (2017); the printed form is the same with √3 ε for ε.
+Modersitzki (2006) and Rühaak et al. (2017). The printed form is the same with √3 ε instead of ε.
 """
 
 import torch
@@ -29,9 +29,9 @@ def ngf_distance(
 ) -> Float[Tensor, ""]:
     """D in [0, 1] (to rounding), a mean over the mask; 0 where all edges are parallel.
 
-    ``mask``: the lung mask of the fixed image, as bool or weights; times the validity of the warp, where the moving
-    field of view is truncated. A voxel's gradient reaches its six neighbours: images must be sensible one voxel
-    beyond the mask. An empty mask yields 0. InputError where ε is not positive: flat regions would be 0/0.
+    ``mask``: the lung mask of the fixed image, as bool or weights. If the moving field of view is truncated, multiply
+    it by the validity of the warp. A gradient uses the six neighbours, so the images must be valid one voxel beyond the
+    mask. An empty mask yields 0. InputError when ε is not positive: flat regions would be 0/0.
     """
     if epsilon_hu_per_mm <= 0:
         raise InputError(f"the NGF edge parameter is {epsilon_hu_per_mm} HU/mm, expected a value > 0")
@@ -51,8 +51,8 @@ def edge_parameter(
 ) -> float:
     """The automatic ε = ν/V ∫_Ω ‖∇I‖ dx in HU/mm (Haber and Modersitzki 2006), ν = ``noise`` (no unit).
 
-    So ε is the mean gradient over the mask, times ν. It is 0 for an empty mask or a flat image, which `ngf_distance`
-    refuses.
+    ε is the mean gradient over the mask, times ν. It is 0 for an empty mask or a flat image; `ngf_distance` refuses
+    ε = 0.
     """
     of_image = gradient(image, grid)
     return noise * float(domain_mean(_dot(of_image, of_image).sqrt()[:, 0], mask))
@@ -61,7 +61,7 @@ def edge_parameter(
 def gradient(image: Float[Tensor, "n 1 z y x"], grid: Grid) -> tuple[Float[Tensor, "n 1 z y x"], ...]:
     """Derivatives along the index axes x, y, z, per mm: central inside, one-sided at the border.
 
-    Products and norms of gradients do not depend on the direction matrix (orthonormal), so it is left out. Needs two
+    Products and norms of gradients do not depend on the (orthonormal) direction matrix, so it is left out. Needs two
     voxels along each axis.
     """
     check_same_shape(grid.shape, image.shape[2:])

@@ -1,8 +1,9 @@
-"""Local correlation of a fixed and a warped image on the CPU, together with the warping, at the voxels of a mask only.
+"""Local correlation of a fixed and a warped image on the CPU, together with the warping, only at the voxels of a mask.
 
-The value and the gradient of `local_correlation_distance` of `sample`, for a displacement given by control points: one
-pass over the lungs instead of some thirty over the box around them, and nothing is kept in between. Several times
-faster; compiled when it is first used, which takes some seconds (`algorithm.objective.correlation_kernels`).
+It computes the value and the gradient of `local_correlation_distance` of `sample`, for a displacement from control
+points. It takes one pass over the lungs instead of some thirty over the box around them, and stores nothing in between.
+It is several times faster. The first use compiles it, which takes some seconds
+(`algorithm.objective.correlation_kernels`).
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from .local_correlation import dilated, local_statistics
 
 
 def applies(mask: Bool[Tensor, "1 1 z y x"], moving: Float[Tensor, "1 1 zm ym xm"]) -> bool:
-    """Whether `SampledCorrelation` can do it: on the CPU, with numba, and with the mask away from the border."""
-    inner = mask[..., 2:-2, 2:-2, 2:-2]  # its windows, and those of its neighbours, lie in the box
+    """Whether `SampledCorrelation` can be used: on the CPU, with numba, and with the mask away from the border."""
+    inner = mask[..., 2:-2, 2:-2, 2:-2]  # windows of these voxels and of their neighbours lie in the box
     if mask.device.type != "cpu" or int(inner.sum()) != int(mask.sum()) or min(moving.shape[2:]) < 2:
         return False
     try:
@@ -32,7 +33,7 @@ def applies(mask: Bool[Tensor, "1 1 z y x"], moving: Float[Tensor, "1 1 zm ym xm
 
 
 class SampledCorrelation:
-    """D of a displacement u on a control grid of twice the voxel, differentiable in it; float32."""
+    """D of a displacement u on a control grid of twice the voxel spacing, differentiable in u; float32."""
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class SampledCorrelation:
         index_map: IndexMap,
         noise_hu: float,
     ) -> None:
-        """``index_map`` leads from voxels of ``fixed`` and from u (mm) to voxels of ``moving``; see `applies`."""
+        """``index_map`` maps voxels of ``fixed`` and u (mm) to voxels of ``moving``; see `applies`."""
         statistics = local_statistics(fixed)
         self.fixed, self.moving = _array(fixed[0, 0]), _array(moving[0, 0])
         self.statistics = (_array(statistics.mean[0, 0]), _array(statistics.variance[0, 0]))
@@ -56,12 +57,12 @@ class SampledCorrelation:
         self.slope, self.terms = np.zeros((3, *shape), np.float32), np.zeros((3, *shape), np.float32)
 
     def __call__(self, control: Float[Tensor, "1 3 zc yc xc"]) -> Float[Tensor, ""]:
-        """D, a mean over the voxels of the mask that the moving field of view covers; none: 0."""
+        """D, a mean over the voxels of the mask that the moving field of view covers; 0 if it covers none."""
         value: Tensor = _Distance.apply(control, self)
         return value
 
     def value_and_gradient(self, control: Float[np.ndarray, "3 zc yc xc"]) -> tuple[float, np.ndarray]:
-        """D and its gradient in the control points."""
+        """D and its gradient with respect to the control points."""
         from . import correlation_kernels as kernels
 
         fixed, warped, seen, slope, terms = self.fixed, self.warped, self.seen, self.slope, self.terms
@@ -94,7 +95,7 @@ class SampledCorrelation:
 
 
 class _Distance(torch.autograd.Function):
-    """The gradient is at hand with the value, since the minimisation asks for both."""
+    """Computes the gradient together with the value: the minimisation needs both."""
 
     @staticmethod
     def forward(ctx: Any, control: Tensor, correlation: SampledCorrelation) -> Tensor:
@@ -109,14 +110,14 @@ class _Distance(torch.autograd.Function):
 
 
 def runs_of(mask: Bool[Tensor, "z y x"]) -> Int32[np.ndarray, "n 4"]:
-    """The rows of voxels that make up a mask: z, y, first x, end x."""
+    """The rows of voxels of a mask: z, y, first x, end x."""
     steps = np.diff(np.pad(mask.numpy().astype(np.int8), ((0, 0), (0, 0), (1, 1))), axis=2)
     starts, ends = np.argwhere(steps == 1), np.argwhere(steps == -1)
     return np.ascontiguousarray(np.concatenate([starts, ends[:, 2:]], axis=1), np.int32)
 
 
 def _in_parts(kernel: Callable[..., None], runs: Int32[np.ndarray, "n 4"]) -> None:
-    """``kernel(part, first, end)`` on parts of the list of runs of about as many voxels each, all at once."""
+    """Call ``kernel(part, first, end)`` in parallel on parts of the list of runs, each with about as many voxels."""
     if not len(runs):
         return
     threads, voxels = torch.get_num_threads(), np.cumsum(runs[:, 3] - runs[:, 2])

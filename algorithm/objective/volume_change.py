@@ -3,8 +3,8 @@
     V = 1/|Ω| ∫_Ω ψ_t(det ∇y) dx,    ψ_t(v) = (v - 1)²/v                     for v ≥ t
                                               (1 - 1/t²) v + 2 (1 - t)/t     otherwise
 
-It is 0 where volume is kept, takes shrinking by v and growing by 1/v alike, and rises linearly towards and beyond
-folding (v ≤ 0), the more steeply the smaller t. Both branches meet at t in value and slope.
+ψ_t is 0 where the volume does not change. Shrinking by v and growing by 1/v cost the same. Below t it rises linearly
+towards folding (v ≤ 0) and beyond; a smaller t makes it steeper. Both branches have the same value and slope at t.
 """
 
 from jaxtyping import Bool, Float
@@ -18,8 +18,8 @@ from .domain import check_same_shape, domain_mean
 def psi(determinant: Float[Tensor, "..."], t: float) -> Float[Tensor, "..."]:
     """ψ_t(v), value by value, equation (6); t in (0, 1), else InputError.
 
-    Written as one expression with c = max(v, t), as the line through (t, ψ(t)) with slope ψ'(t) = 1 - 1/t²; nothing is
-    divided by less than t, so no gradient is ever NaN.
+    One expression serves both branches: ψ(c) + ψ'(t) (v - c), with c = max(v, t) and ψ'(t) = 1 - 1/t². No division is
+    by less than t, so no gradient is ever NaN.
     """
     if not 0 < t < 1:
         raise InputError(f"the volume change threshold t is {t}, expected a value between 0 and 1")
@@ -35,7 +35,7 @@ def volume_change(
 ) -> Float[Tensor, ""]:
     """V (no unit), a mean over the mask (by default the whole grid); an empty mask yields 0.
 
-    Sees the field only: where an affine map is applied after it, its constant determinant is not counted.
+    Only the field counts: the constant determinant of an affine map that is applied after it is left out.
     """
     check_same_shape(grid.shape, displacement.shape[2:])
     return domain_mean(psi(jacobian_determinant(displacement, grid), t), mask)
