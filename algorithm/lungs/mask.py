@@ -1,12 +1,12 @@
 """Lung mask from Hounsfield units, without training, and the crop box around the lungs.
 
-Lungs are the air that lies inside the body, less the trachea and bowel gas, closed over vessels and moderate
-opacities. Whether air lies inside the body is told by looking along the image axes for the chest wall rather than by
-contact with the image border, so a lung may be cut by any border. The work is done on a copy of about 2.5 mm
-isotropic, whatever the grid of the scan; every length below is in mm.
+The lungs are the air inside the body without the trachea and bowel gas, closed over vessels and moderate opacities. Air
+counts as inside the body when the chest wall is found along the image axes. Contact with the image border plays no
+role, so any border may cut a lung. The method works on a copy of the scan of about 2.5 mm isotropic, whatever the grid
+of the scan. Every length below is in mm.
 
-Inside the module volumes are arrays (z, y, x) in a storage order close to LPS, that is z grows towards the head;
-`Spacing` is in the same order.
+Inside the module, volumes are arrays (z, y, x) in a storage order close to LPS: z grows towards the head. `Spacing` is
+in the same order.
 """
 
 import logging
@@ -26,23 +26,23 @@ from .working_copy import GAS_HU, Array, Mask, Spacing, voxel_litres, voxels_in,
 
 log = logging.getLogger(__name__)
 MOST_LUNG_HU = -350.0
-"""Air against tissue: above the midpoint, so that expired lungs (-600) and ground glass count as air."""
+"""Threshold between air and tissue. Above the midpoint, so that expired lungs (-600) and ground glass count as air."""
 SMALLEST_LITRES = 0.3
-"""Fewer litres of air are not taken for lungs: bowel gas and sinuses have as much. Infants' lungs need masks."""
+"""Less air does not count as lungs: bowel gas and sinuses can have as much. Infants' lungs need given masks."""
 CORE_MM = 5.0
-"""Half width of the passages (bronchi, thin walls) at which air regions are taken apart."""
+"""Half width of the passages (bronchi, thin walls) at which air regions are separated."""
 REGROW_MM = 30.0
-"""How far thin parts (recesses, edges) reach from the cores."""
+"""Maximum distance of thin parts (recesses, edges) from the cores."""
 CLOSING_MM = 8.0
 
 
 @dataclass(frozen=True)
 class LungMask:
-    """Both lungs as one mask, vessels and closed-in opacities included, trachea excluded."""
+    """Both lungs as one mask, with vessels and enclosed opacities, without the trachea."""
 
     mask: Bool[Tensor, "1 1 z y x"]
     grid: Grid
-    """About 2.5 mm isotropic, in a storage order close to LPS whatever that of the scan."""
+    """About 2.5 mm isotropic, in a storage order close to LPS, whatever the order of the scan."""
 
     @property
     def litres(self) -> float:
@@ -55,7 +55,7 @@ def lung_mask(
 ) -> LungMask:
     """The lungs in a chest CT in HU, on a grid of about 2.5 mm that covers the scan (to less than 2.5 mm).
 
-    ``name`` stands for the scan in messages. InputError when no lung is found, or only small ones, as of an infant.
+    ``name`` is the scan's name in messages. InputError when no lung is found, or only small ones, such as an infant's.
     """
     hu, padding, working = working_copy(voxels, grid)
     spacing = working.spacing[::-1]
@@ -68,7 +68,7 @@ def lung_mask(
 
 
 def crop_grid(lungs: LungMask, margin_mm: float, size: Size = (192, 160, 192)) -> Grid:
-    """A grid of ``size`` voxels (x, y, z) whose outer voxel edges are the box around the lungs plus the margin.
+    """A grid of ``size`` voxels (x, y, z). Its outer voxel edges are the box around the lungs plus the margin.
 
     The box lies along the axes of ``lungs.grid`` and may reach beyond the image.
     """
@@ -79,7 +79,7 @@ def crop_grid(lungs: LungMask, margin_mm: float, size: Size = (192, 160, 192)) -
 
 
 def _no_lung(name: str, litres: float) -> str:
-    """What was found instead: something small, or nothing at all."""
+    """The message when there is no lung, or only a small one."""
     if litres >= FRAGMENT_LITRES:
         return (
             f"{name}: what could be lung in it is too small, {litres:.2f} l, at least {SMALLEST_LITRES} l expected; "
@@ -109,14 +109,17 @@ def _lungs(hu: Array, padding: Mask, spacing: Spacing) -> tuple[Mask, float]:
 
 
 def _without_padding_rim(air: Mask, padding: Mask, spacing: Spacing) -> Mask:
-    """The air without the thin layer where tissue and padding mix: next to padding only what has air behind it."""
+    """The air without the thin layer where tissue and padding mix.
+
+    Within 5 mm of the padding, only air that has more air behind it stays.
+    """
     steps = voxels_in(5.0, spacing)
     inner = air & ~ndimage.binary_dilation(padding, iterations=steps)
     return np.asarray(inner | (air & ndimage.binary_dilation(inner, iterations=steps)))
 
 
 def _without_fragments(mask: Mask, spacing: Spacing) -> Mask:
-    """The mask without separate parts below 20 ml, which would stretch its bounding box."""
+    """The mask without separate parts below 20 ml: they would enlarge its bounding box."""
     parts, _ = ndimage.label(mask)
     large = np.bincount(parts.ravel()) * voxel_litres(spacing) >= FRAGMENT_LITRES
     large[0] = False
@@ -124,7 +127,7 @@ def _without_fragments(mask: Mask, spacing: Spacing) -> Mask:
 
 
 def _lungs_in_body(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> tuple[Mask, float]:
-    """The same within the bounding box of the body."""
+    """`_lungs` within the bounding box of the body."""
     trachea = find_trachea(smooth, air, body, spacing)
     air = air & ~trachea
     depth = ndimage.distance_transform_edt(air, sampling=spacing).astype(np.float32)
@@ -144,7 +147,7 @@ def _lungs_in_body(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> tu
 
 
 def _left_and_right(core: Mask, depth: Array, spacing: Spacing) -> list[Mask]:
-    """The core parted where the lungs touch (anterior and posterior junction), so that each is closed by itself.
+    """The core, split where the lungs touch (anterior and posterior junction): each lung is then closed separately.
 
     ``depth`` is the distance of air from tissue (mm).
     """
@@ -164,12 +167,12 @@ def _left_and_right(core: Mask, depth: Array, spacing: Spacing) -> list[Mask]:
 
 
 def _regrow(core: Mask, air: Mask, spacing: Spacing) -> Mask:
-    """The air around a core that is reached within `REGROW_MM`."""
+    """The core and the connected air within `REGROW_MM` of it."""
     return np.asarray(ndimage.binary_dilation(core, mask=air, iterations=voxels_in(REGROW_MM, spacing)))
 
 
 def _close(mask: Mask, spacing: Spacing) -> Mask:
-    """Closing with a ball of 8 mm. Beyond the image the border voxels go on, so a cut lung is not eaten there."""
+    """Closing with a ball of 8 mm. Border voxels are repeated outside the image, so a cut lung keeps its border."""
     reach = voxels_in(CLOSING_MM, spacing) + 2
     box = ndimage.find_objects(np.pad(mask, reach).astype(np.uint8))[0]
     # the box of the mask in the padded volume, grown by the reach on both sides

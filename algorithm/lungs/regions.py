@@ -1,4 +1,4 @@
-"""The body, and which regions of air inside it are lung."""
+"""The body, and the regions of air inside it that are lung."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ FRAGMENT_LITRES = 0.02
 
 
 def find_body(tissue: Mask, spacing: Spacing) -> Mask:
-    """The largest piece of tissue after an erosion of 5 mm, which parts it from table, clothes and blankets."""
+    """The largest piece of tissue after an erosion of 5 mm, which separates it from table, clothes and blankets."""
     regions, _ = ndimage.label(ndimage.binary_erosion(tissue, iterations=voxels_in(5.0, spacing), border_value=1))
     sizes = np.bincount(regions.ravel())
     sizes[0] = 0
@@ -21,8 +21,8 @@ def find_body(tissue: Mask, spacing: Spacing) -> Mask:
 
 
 def count_walls(body: Mask, axes: tuple[int, ...]) -> Walls:
-    """In how many directions (two for each axis) the body lies. Along x and y: 4 in a lung, 3 where a border cuts
-    it, 2 or fewer outside."""
+    """Number of directions (two for each axis) in which the body lies. Along x and y it is 4 in a lung, 3 where a
+    border cuts the lung, 2 or fewer outside."""
     walls = np.zeros(body.shape, dtype=np.int8)
     for axis in axes:
         walls += np.logical_or.accumulate(body, axis=axis)
@@ -48,12 +48,14 @@ class Region:
 
     @property
     def enclosed(self) -> bool:
-        """Inside the body. A lung cut by two borders has as many walls across as air beside the body has, but it
-        ends above and below."""
+        """Whether the region lies inside the body.
+
+        A lung that two borders cut has as few walls across as air beside the body, but it also has walls along z.
+        """
         return self.across > 3 or (self.across > 1.8 and self.across + self.along > 3.6 and self.median_hu > -955)
 
     def may_belong_to(self, lung: "Region") -> bool:
-        """A lung cut by several borders: hardly enclosed, but comparable with ``lung`` in size and filling."""
+        """Whether this may be a lung cut by several borders: hardly enclosed, but like ``lung`` in size and HU."""
         alike = abs(self.median_hu - lung.median_hu) < 50 and self.litres > 0.25 * lung.litres
         return alike and self.across + self.along > 2.2
 
@@ -76,10 +78,10 @@ def find_regions(labels: NDArray, smooth: Array, body: Mask, spacing: Spacing) -
 
 
 def choose(regions: list[Region]) -> list[int]:
-    """Labels of the regions that are lung, largest first."""
+    """Labels of the lung regions, largest first."""
     not_gas = [region for region in regions if region.upper_hu >= GAS_HU]
     enclosed = [region for region in not_gas if region.enclosed]
-    if not enclosed:  # without enough chest wall in the image, the values alone must do
+    if not enclosed:  # too little chest wall in the image: decide by the values alone
         enclosed = [region for region in not_gas if region.median_hu > -940][:1]
     if not enclosed:
         return []

@@ -1,7 +1,7 @@
-"""Other programs' lobes as lung masks, as they wrote them.
+"""Lung masks from the lobes that other programs wrote.
 
-TotalSegmentator: one file with all its labels, or a folder with a file for each structure.
-lungmask: its lobes (1 to 5) or lungs (1, 2).
+TotalSegmentator: one file with all labels, or a folder with one file per structure.
+lungmask: lobes (1 to 5) or lungs (1, 2).
 """
 
 import tempfile
@@ -21,13 +21,13 @@ from ..files.writing import write_image
 from ..geometry import Grid
 
 TOTALSEGMENTATOR = {2: (10, 11, 12, 13, 14), 1: (13, 14, 15, 16, 17)}
-"""The five lobes among its labels, by its version."""
+"""Labels of the five lobes, by TotalSegmentator's version."""
 MOST_LOBES = 6
-"""A file with no label above it holds nothing but lobes or lungs."""
+"""Highest label of a file that has only lobes or lungs."""
 
 
 def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
-    """Where the lobes are; InputError where there are none."""
+    """The mask of all lobes, and its grid; InputError when there are no lobes."""
     if path.is_dir():
         return _from_folder(path)
     labels, grid = read_volume(path)
@@ -42,8 +42,12 @@ def lungs_of(path: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
 
 
 def lobes_of_totalsegmentator(labels: np.ndarray) -> tuple[int, ...]:
-    """The labels of its lobes. A file does not say which version wrote it: what only one of the two calls a lobe is
-    three lobes in that one, and in the other small organs (pancreas and adrenals; oesophagus, trachea and thyroid)."""
+    """The labels of the lobes in a file of TotalSegmentator.
+
+    A file does not say which version wrote it. Some labels are lobes in only one version: in that version they are
+    three lobes, in the other they are small organs (pancreas and adrenals; oesophagus, trachea and thyroid). So the
+    version with more voxels in such labels is taken.
+    """
     first, second = TOTALSEGMENTATOR[1], TOTALSEGMENTATOR[2]
     only = [np.isin(labels, sorted(set(one) - set(other))).sum() for one, other in ((first, second), (second, first))]
     return first if only[0] > only[1] else second
@@ -65,7 +69,7 @@ def _from_folder(folder: Path) -> tuple[Bool[np.ndarray, "z y x"], Grid]:
 
 @contextmanager
 def mask_file(lobes: Path | None, mask: Path | None) -> Iterator[Path | None]:
-    """``mask``, or a file with the lungs that the ``lobes`` make up, for as long as it is read."""
+    """``mask``, or a temporary file with the lungs from ``lobes``, which exists only in the body."""
     if lobes is None:
         yield mask
         return

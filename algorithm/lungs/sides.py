@@ -1,4 +1,4 @@
-"""Which lung is which: the mask of both, taken apart."""
+"""Left and right lung: split the mask of both."""
 
 import numpy as np
 import torch
@@ -9,17 +9,17 @@ from torch import Tensor
 from .mask import LungMask
 
 RIGHT, LEFT, UNKNOWN = 1, 2, 3
-"""The patient's. UNKNOWN where there is but one part, which may be both lungs or one."""
+"""Labels of the patient's right and left lung. UNKNOWN: the mask has only one part, which may be one lung or both."""
 STEP_MM, MOST_MM = 2.5, 15.0
-"""So far the mask is eroded at most, step by step, until it comes apart."""
+"""Step and maximum of the erosion that splits the mask."""
 SMALLER = 0.15
-"""A part counts as a lung from this share of all on."""
+"""Smallest share of the whole that counts as a lung."""
 
 
 def left_and_right(lungs: LungMask) -> UInt8[Tensor, "1 1 z y x"]:
-    """0 outside, RIGHT and LEFT (see there), on the grid of the mask.
+    """0 outside, `RIGHT`, `LEFT` or `UNKNOWN` inside, on the grid of the mask.
 
-    Where the lungs touch, the mask is eroded until two large parts are left; every voxel belongs to the nearer one.
+    If the lungs touch, the mask is eroded until it has two large parts. Then every voxel belongs to the nearer part.
     """
     mask = lungs.mask[0, 0].numpy()
     depth = ndimage.distance_transform_edt(mask, sampling=lungs.grid.spacing[::-1])
@@ -36,7 +36,7 @@ def left_and_right(lungs: LungMask) -> UInt8[Tensor, "1 1 z y x"]:
 
 
 def _nearest(lungs: LungMask, parts: np.ndarray, first: int, second: int) -> np.ndarray:
-    """By the nearer of two parts. To the patient's left, x grows."""
+    """Labels by the nearer of two parts. x grows towards the patient's left."""
     grid = lungs.grid
     x = [grid.to_world(np.argwhere(parts == part).mean(axis=0)[::-1])[0] for part in (first, second)]
     right = first if x[0] < x[1] else second

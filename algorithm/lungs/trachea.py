@@ -10,8 +10,8 @@ from .working_copy import Array, Mask, Spacing
 def find_trachea(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> Mask:
     """The trachea and its wall, from the top of the image to the carina or somewhat farther.
 
-    It is found as a chain of small round holes in successive axial slices, and followed from both ends of the chain
-    where only a thin wall parts it from a lung.
+    It is a chain of small round holes in successive axial slices. From both ends of the chain, the search follows it
+    where only a thin wall separates it from a lung.
     """
     enclosed = air & (count_walls(body, (1, 2)) >= 3)
     trachea = np.zeros_like(air)
@@ -19,7 +19,7 @@ def find_trachea(smooth: Array, air: Mask, body: Mask, spacing: Spacing) -> Mask
         return trachea
     middle = np.median(np.nonzero(enclosed)[0])
     darkest = min(-780.0, float(np.median(smooth[enclosed])) - 15)
-    # the enclosed air alone only where the trachea opens into outside air: it may cut a lung into odd pieces
+    # only the enclosed air where the trachea opens into outside air: it may cut a lung into odd pieces
     for holes in (air, enclosed):
         for box, chain in _chains(holes, spacing):
             shortest_mm = 8.0 if box[0].stop == air.shape[0] else 25.0
@@ -49,7 +49,7 @@ def _chains(air: Mask, spacing: Spacing) -> list[tuple[tuple[slice, ...], Mask]]
 
 
 def _is_tube(chain: Mask, shortest_mm: float, spacing: Spacing) -> bool:
-    """Long, and round in most slices (inscribed circle against area)."""
+    """Whether the chain is long, and round in most slices (area of the inscribed circle against area)."""
     if chain.shape[0] * spacing[0] < shortest_mm:
         return False
     padded = np.pad(chain, ((0, 0), (1, 1), (1, 1)))
@@ -59,7 +59,7 @@ def _is_tube(chain: Mask, shortest_mm: float, spacing: Spacing) -> bool:
 
 
 def _follow(trachea: Mask, slices: slice, smooth: Array) -> None:
-    """Continues a chain slice by slice while a dark lumen of about its size is found where the last slice had it."""
+    """Continue a chain slice by slice, while there is a dark lumen of similar size at the place of the last slice."""
     dark = smooth < np.percentile(smooth[slices][trachea[slices]], 25) + 50
     usual = np.median((trachea & dark)[slices].sum(axis=(1, 2)))
     for start, end, step in ((slices.start, -1, -1), (slices.stop - 1, trachea.shape[0], 1)):

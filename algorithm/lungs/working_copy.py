@@ -1,4 +1,4 @@
-"""The scan on a grid of about 2.5 mm in an order close to LPS."""
+"""The scan on a grid of about 2.5 mm, in a storage order close to LPS."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from ..geometry import Grid, canonical_axes, resample, restored
 
 WORKING_SPACING_MM = 2.5
 GAS_HU = -960.0
-"""Upper quartile of pure gas (bowel, outside air). Emphysema with a median of -950 has its upper quartile above."""
+"""Limit for the upper quartile of pure gas (bowel, outside air). Emphysema with a median of -950 has a higher one."""
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
@@ -20,7 +20,7 @@ Walls = NDArray[np.int8]
 
 
 def working_copy(voxels: Tensor, grid: Grid) -> tuple[Array, Mask, Grid]:
-    """HU and padding on an isotropic grid in LPS order. Averaged first, so the full scan is never held as float."""
+    """HU, padding and their isotropic grid in LPS order. Blocks are averaged first: the full scan is never float."""
     hu, grid = _block_means(voxels[0, 0].cpu().numpy(), grid)
     (hu, padding), grid = _in_lps_order([hu, _constant_air(hu).astype(np.float32)], grid)
     nx, ny, nz = (max(1, round(extent / WORKING_SPACING_MM)) for extent in grid.extent_mm)
@@ -30,10 +30,10 @@ def working_copy(voxels: Tensor, grid: Grid) -> tuple[Array, Mask, Grid]:
 
 
 def _block_means(voxels: NDArray, grid: Grid) -> tuple[Array, Grid]:
-    """Mean HU of blocks no longer than the working spacing; an incomplete last block is left out.
+    """Mean HU of blocks not longer than the working spacing; an incomplete last block is left out.
 
-    Clipped to [-1024, 400] before: the mean with padding of -3024 would look like air in the midst of tissue, and
-    every padding becomes constant.
+    Values are first clipped to [-1024, 400]. Otherwise a mean of tissue and padding of -3024 would look like air.
+    Clipping also makes every padding constant.
     """
     fx, fy, fz = (min(n, max(1, int(WORKING_SPACING_MM / s))) for n, s in zip(grid.size, grid.spacing, strict=True))
     nx, ny, nz = (n // f for n, f in zip(grid.size, (fx, fy, fz), strict=True))
@@ -67,7 +67,7 @@ def _constant_air(hu: Array) -> Mask:
 
 
 def _in_lps_order(volumes: list[Array], grid: Grid) -> tuple[list[Array], Grid]:
-    """Index axes permuted and flipped so that the direction comes closest to the identity."""
+    """Permute and flip the index axes so that the direction is closest to the identity."""
     axes, flips = canonical_axes(grid)
     order = [2 - axes[a] for a in (2, 1, 0)]
     flipped = tuple(2 - a for a in range(3) if flips[a])
@@ -76,7 +76,7 @@ def _in_lps_order(volumes: list[Array], grid: Grid) -> tuple[list[Array], Grid]:
 
 
 def voxels_in(mm: float, spacing: Spacing) -> int:
-    """Voxels in a length; the working grid is isotropic to a few per cent."""
+    """Number of voxels in a length; the working grid is isotropic to a few per cent."""
     return max(1, round(mm / min(spacing)))
 
 
