@@ -12,14 +12,17 @@ from ..objective.diffusion import diffusion
 from .scan import PrealignSettings, Scan, image_terms
 
 SMOOTHING = 2
-"""Means of the control points of the deformable registration."""
+"""Number of means that smooth the control points of the deformable registration."""
 FLAT = 3e-6
-"""Adam's ε: a gradient below it, as less than half of them are, moves a control point by less than a full step. Where
-there is nothing to see, rounding would else move it by one."""
+"""Adam's ε: a gradient below it moves a control point by less than a full step. Less than half of the gradients are
+below. Without it, rounding errors would move a control point by a full step where the images have no structure."""
 
 
 def closest_affine(fixed: Scan, moving: Scan, start: Affine, displacement: Float[Tensor, "1 3 z y x"]) -> Affine:
-    """The least-squares affine map of start(x + u(x)), u in mm on the fixed grid, over the lungs that are seen."""
+    """The least-squares affine map of start(x + u(x)), over the fixed lungs inside the moving field of view.
+
+    u is in mm on the fixed grid.
+    """
     seen = validity(displacement, fixed.grid, moving.grid, affine=start)
     z, y, x = np.nonzero(((fixed.lungs > 0.5) & seen)[0, 0].numpy())
     points = fixed.grid.to_world(np.stack([x, y, z], axis=1))
@@ -35,7 +38,7 @@ def deformed_field(
     steps: int,
     settings: PrealignSettings,
 ) -> tuple[Float[Tensor, "1 3 zc yc xc"], Grid]:
-    """Adam over the displacement (mm, in front of ``affine``) on a control grid of twice the spacing."""
+    """Minimise by Adam over the displacement (mm, applied before ``affine``) on a control grid of twice the spacing."""
     x, y, z = ((n + 1) // 2 for n in fixed.grid.size)
     grid = fixed.grid.resized((x, y, z))
     voxel_mm = torch.tensor(fixed.grid.spacing).reshape(1, 3, 1, 1, 1)

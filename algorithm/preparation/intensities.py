@@ -1,8 +1,8 @@
-"""Are the values of a scan Hounsfield units? Stored values are put right, anything else is refused.
+"""Check that the values of a scan are Hounsfield units. Stored values are corrected, other values are refused.
 
-A chest in HU has air and lung between -1100 and -200, and hardly any voxel between 600 and 1300. In values as a scanner
-stores them (HU + 1024, rarely + 1000) it is the other way round: soft tissue lies about 1000 above the air, near 1074.
-Nothing that could be HU is changed: the test of HU comes first, and the one for an offset needs all its signs.
+A chest in HU has air and lung between -1100 and -200, and hardly any voxel between 600 and 1300. In a scanner's stored
+values (HU + 1024, rarely + 1000) it is the opposite: soft tissue lies about 1000 above the air, near 1074. Values that
+could be HU are never changed: the test for HU comes first, and the test for an offset needs all signs of a chest.
 """
 
 from dataclasses import replace
@@ -18,28 +18,28 @@ from ..files.images import Image
 from ..hounsfield import AIR_HU
 
 SAMPLE = 1_000_000
-"""About so many voxels are looked at, evenly spread."""
+"""Approximate number of voxels that are checked, evenly distributed."""
 AIR_OR_LUNG_HU, LEAST_AIR = (-1100.0, -200.0), 0.002
 DENSE_HU, MOST_DENSE = (600.0, 1300.0), 0.1
 """Denser than contrast-enhanced blood: cortical bone and metal, a few per cent of a chest."""
 SOFT_HU, LEAST_SOFT = (-150.0, 200.0), 0.05
 BONE_HU, LEAST_BONE = 130.0, 0.001
 EMPTY_HU, MOST_EMPTY = -1150.0, 0.002
-"""Less than air, noise included."""
+"""Values below those of air with noise, and their largest share."""
 LEAST_FLOOR = 0.01
-"""The lowest value is padding (or clipped air) when so large a share of the voxels has exactly that value."""
+"""The lowest value is padding (or clipped air) when at least this share of the voxels has exactly that value."""
 CEILING, LEAST_CEILING = 2500.0, 0.02
-"""The same for the highest value, when it is above all tissue; metal covers less."""
+"""The same for the highest value, when it is above all tissue. Metal covers a smaller share."""
 OFFSETS = (1024, 1000)
 LEAST_HU = -1024
-"""Scans in stored values are clipped here after the subtraction."""
+"""Lower limit (HU) at which scans in stored values are clipped after the subtraction."""
 Values = NDArray[np.float32]
 
 
 def in_hounsfield_units(image: Image) -> Image:
-    """The scan with HU as its values, the type kept; the image itself where they are HU already.
+    """The scan in HU, of the same type. An image that is already in HU is returned itself.
 
-    High padding becomes air, stored values become HU; both with a sentence in `Image.remarks`. InputError when the
+    High padding becomes air, stored values become HU; both add a sentence to `Image.remarks`. InputError when the
     values cannot be HU: scaled (to 0..1 or 0..255), windowed without the lungs, or of inverted sign.
     """
     sample = _sample(image.voxels)
@@ -72,7 +72,7 @@ def _sample(voxels: Num[Tensor, "1 1 z y x"]) -> Values:
 
 
 def _without_floor(sample: Values) -> Values:
-    """The sample without padding and clipped air, which are no evidence; the whole where it has one value only."""
+    """The sample without padding and clipped air, which prove nothing; the whole sample if it has only one value."""
     lowest = sample.min()
     is_floor = LEAST_FLOOR <= (sample == lowest).mean() < 1
     return sample[sample > lowest] if is_floor else sample
@@ -84,15 +84,16 @@ def _within(values: Values, limits: tuple[float, float]) -> np.ndarray:
 
 
 def _like_hu(sample: Values) -> bool:
-    """Constant images pass, too: that they hold no lung is seen later."""
+    """Whether the values look like HU. Constant images pass, too: a later step finds that they have no lung."""
     air, dense = _within(sample, AIR_OR_LUNG_HU).mean(), _within(sample, DENSE_HU).mean()
     return bool((air >= LEAST_AIR and dense < MOST_DENSE) or sample.min() == sample.max())
 
 
 def _like_hu_with_offset(sample: Values) -> bool:
-    """All the signs of a chest, 1024 higher: air or lung, soft tissue, bone or contrast, and nothing below air.
+    """Whether there are all signs of a chest, 1024 higher: air or lung, soft tissue, bone or contrast, no value below
+    air.
 
-    The last three tell it from scaled values, from values scaled to 0..1000, and from HU of inverted sign.
+    The last three exclude scaled values, values scaled to 0..1000, and HU of inverted sign.
     """
     hu = sample[sample > AIR_OR_LUNG_HU[0]] - np.float32(OFFSETS[0])
     if not len(hu):
@@ -102,12 +103,12 @@ def _like_hu_with_offset(sample: Values) -> bool:
 
 
 def _like_inverted_hu(sample: Values) -> bool:
-    """Muscle and blood below zero, air or lung far above."""
+    """Whether muscle and blood are below zero, and air or lung far above."""
     return bool(min((sample < -30).mean(), _within(sample, (700.0, 1100.0)).mean()) > 0.01)
 
 
 def _offset(sample: Values) -> int:
-    """1000 where the air lies around 0 rather than around 24, as far as air is there to tell."""
+    """1000 if there is air and it lies around 0 rather than around 24, else 1024."""
     air = sample[_within(sample, (-100.0, 100.0))]
     return OFFSETS[1] if len(air) > 0.01 * len(sample) and np.median(air) < 12 else OFFSETS[0]
 

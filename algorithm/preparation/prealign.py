@@ -1,21 +1,21 @@
-"""Linear pre-alignment: an affine world map from the fixed to the moving lungs, found without any training.
+"""Linear pre-alignment: an affine world map from the fixed to the moving lungs, found without training.
 
-Several cheap starts, since no single one survives everything: the boxes around the lungs (scale and shift per axis;
-wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (a truncated base leaves
-the apex right) and, when the two worlds overlap, the identity. Where one of many rotations and shifts fits better than
-all of these, the best few of them are starts, too: a patient turned on the side, a lung that is cut off elsewhere. Each
-is improved on a very coarse grid by minimising
+There are several cheap starts, because no single start works for every pair: the boxes around the lungs (scale and
+shift per axis; wrong when one lung field is truncated), the centres of gravity of the masks, their upper ends (right
+even if the lung bases are truncated) and, when the two worlds overlap, the identity. Many rotations and shifts are
+tried, too, for a patient turned on the side or a lung cut elsewhere. If one of them fits better than all other starts,
+the best few are added as starts. Each start is improved on a very coarse grid by minimising
 
     1 - local correlation (HU, on the fixed lung mask) + β · mean squared difference of the lung masks
     + ρ · squared distance of the linear part from the start's
 
-over the 12 parameters of the affine map; the best one by the image terms goes on from where it came to until that helps
-no more.
+over the 12 parameters of the affine map. The best result by the image terms is restarted from its end point until the
+image terms no longer improve.
 
-The affine map that matches the images best is not the one closest to the motion: where that is large, the map fits the
-part that it can fit and gives up the rest, the bases of the lungs. So the last step is a rough deformable registration
-from there, by the same image terms and a diffusion term; the result is the least-squares affine map of its field over
-the lungs. Samples outside the moving field of view carry no weight.
+The affine map that matches the images best is not the map closest to the motion. If the motion is large, the map fits
+one part and does not fit the rest, the bases of the lungs. So the last step is a rough deformable registration from
+this map, with the same image terms and a diffusion term. The result is the least-squares affine map of its field over
+the lungs. Samples outside the moving field of view have no weight.
 """
 
 import itertools
@@ -35,7 +35,7 @@ from .scan import PrealignSettings, Scan, image_terms
 
 log = logging.getLogger(__name__)
 LEAST_AFFINE_DETERMINANT = 0.1
-"""No breath shrinks a lung to a tenth."""
+"""Smallest valid determinant: no breath shrinks a lung to a tenth."""
 
 
 def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSettings()) -> Affine:
@@ -63,7 +63,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
 
 
 def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
-    """The starting points by name."""
+    """The starts by name."""
     points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
     low, high = np.percentile(points, [1, 99], axis=0)
     low_moving, high_moving = np.percentile(targets, [1, 99], axis=0)
@@ -77,10 +77,10 @@ def starts(fixed: Scan, moving: Scan) -> dict[str, Affine]:
 
 
 def searched_starts(fixed: Scan, moving: Scan, others: list[Affine], settings: PrealignSettings) -> dict[str, Affine]:
-    """The best of many rough placements, where one fits better than every one of the ``others`` as they are.
+    """The best of many rough placements, if one of them fits better than all ``others``; else none.
 
-    Lungs that are turned, or that the field of view cuts off on any side. The placements are only looked at, not
-    improved, so this takes little time; the best are turned once more, by less.
+    They help for lungs that are rotated, or cut by the field of view on any side. The placements are only evaluated,
+    not improved, so this takes little time. The best ones are then tried with further, smaller rotations.
     """
     points, targets = fixed.lung_points_mm(), moving.lung_points_mm()
 
@@ -100,7 +100,7 @@ def searched_starts(fixed: Scan, moving: Scan, others: list[Affine], settings: P
 
 
 def _shifts(points: np.ndarray, targets: np.ndarray) -> list[Affine]:
-    """None, and those that put either end or the middle of both lungs (n, 3) and (m, 3) together along each axis."""
+    """No shift, and all shifts that align the lungs (n, 3) and (m, 3) at one end or at the middle along each axis."""
     ends, target_ends = (np.percentile(p, [1, 99], axis=0) for p in (points, targets))
     shifts = np.array([*(target_ends - ends), (target_ends - ends).mean(axis=0)])
     return [Affine(), *(_shift(np.array(mixed)) for mixed in itertools.product(*shifts.T))]
@@ -111,7 +111,7 @@ def _shift(shift: np.ndarray) -> Affine:
 
 
 def _turned(start: Affine, centre: np.ndarray, rotations: Rotation) -> list[Affine]:
-    """The start after each of the rotations about ``centre``."""
+    """For each rotation: first rotate about ``centre``, then apply the start."""
     return [
         Affine.from_arrays(np.array(start.matrix) @ rotation, start(centre - rotation @ centre))
         for rotation in rotations.as_matrix()
@@ -119,16 +119,16 @@ def _turned(start: Affine, centre: np.ndarray, rotations: Rotation) -> list[Affi
 
 
 def _all_rotations() -> Rotation:
-    """120 rotations, no other farther than 40° from one of them: those of the icosahedron, and a quarter turn more.
+    """120 rotations: those of the icosahedron, and the same after a quarter turn. Every rotation is within 40° of one.
 
-    No rotation and those of a cube, as headers may be wrong by, are among them.
+    They include the identity and the rotations of a cube, which are the possible errors of a header.
     """
     icosahedron = Rotation.create_group("I")
     return Rotation.concatenate([icosahedron, Rotation.from_euler("z", 90, degrees=True) * icosahedron])
 
 
 def _small_rotations() -> Rotation:
-    """Up to 40° about each axis."""
+    """Rotations of up to 40° about each axis."""
     steps = np.deg2rad([-40, -20, 20, 40])
     return Rotation.from_rotvec([angle * axis for axis in np.eye(3) for angle in steps])
 
@@ -141,7 +141,7 @@ def _value(
     settings: PrealignSettings,
     displacement: Float[Tensor, "1 3 z y x"] | None = None,
 ) -> float:
-    """The image terms of a map, or of it after a field; inf when the moving image hardly covers the fixed lungs."""
+    """Image terms of ``start`` (after ``displacement`` if given); inf if too little of the fixed lungs is covered."""
     index = moving_index(fixed.grid, moving.grid, displacement, start, fixed.voxels)
     value, covered = image_terms(fixed, moving, index, settings, settings.window)
     return float(value) if covered >= settings.least_overlap else float("inf")
@@ -155,10 +155,11 @@ def _overlap(points: np.ndarray, targets: np.ndarray) -> float:
 def _minimise(
     fixed: Scan, moving: Scan, start: Affine, iterations: int, settings: PrealignSettings
 ) -> tuple[Affine, float]:
-    """BFGS over the 12 parameters; returns the best map met and its image terms (inf when hardly any overlap).
+    """Minimise by BFGS over the 12 parameters. Returns the best map found and its image terms (inf if the overlap is
+    too small).
 
-    Its steps shrink with the gradient, so a little change of the images is a little change of the map. Those of Adam do
-    not: of a parameter that matters little, rounding decides.
+    BFGS steps shrink with the gradient, so a small change of the images causes a small change of the map. Adam's steps
+    do not shrink: rounding would decide parameters that have little effect.
     """
     centre = fixed.lung_points_mm().mean(axis=0)
     radius = float(max(fixed.grid.extent_mm)) / 2
@@ -184,9 +185,9 @@ def _minimise(
 
 
 def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: PrealignSettings) -> Affine:
-    """Minimised again and again, each time from where it came to, until that helps no more.
+    """Restart the minimisation from its end point until the image terms no longer improve.
 
-    The change of the linear part counts from each new start: this is how a turned patient comes all the way.
+    The penalty on the linear part is relative to each new start, so a rotated patient can be aligned completely.
     """
     for _ in range(settings.most_rounds):
         before = value
@@ -198,10 +199,11 @@ def _settled(fixed: Scan, moving: Scan, start: Affine, value: float, settings: P
 
 
 def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettings) -> Affine:
-    """The best map improved at full resolution: the one closest to a deformable registration that begins with it.
+    """Improve the best map at full resolution: the affine map closest to a deformable registration that starts from it.
 
-    The less deforming helps the images, the more there is nothing but noise to deform for, and the more counts the
-    affine map that fits them best. A mixture of both, so that a little change of the images is a little change of it.
+    If the deformable registration improves the images little, it fits mostly noise, and the affine map that fits the
+    images best is better. The result is a weighted mean of both maps, so a small change of the images causes a small
+    change of the result.
     """
     displacement, grid = torch.zeros(1, 3, 4, 4, 4), fixed.grid.resized((4, 4, 4))
     levels = (fixed.coarsened(), moving.coarsened()), (fixed, moving)
@@ -214,7 +216,7 @@ def _improved(fixed: Scan, moving: Scan, start: Affine, settings: PrealignSettin
     if share >= 1:
         return closest_affine(fixed, moving, start, displacement)
     polished, _ = _minimise(fixed, moving, start, settings.polish, settings)
-    if share == 0:  # also where the field has left the lungs, and there is nothing to be closest to
+    if share == 0:  # also if the field leaves the moving image: then no lung points remain for the closest map
         return polished
     closest = closest_affine(fixed, moving, start, displacement)
     matrix, offset = (

@@ -1,4 +1,4 @@
-"""From two scans to what the cascade sees: lung masks, pre-alignment, crop, network grid."""
+"""From two scans to the input of the cascade: lung masks, pre-alignment, crop, network grid."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,15 +23,15 @@ class PrepareSettings:
     margin_mm: float = 12.0
     """Free space around the lungs in the network grid."""
     moving_margin_vox: int = 16
-    """So much more of the moving image is kept around the network grid, for displacements that leave it."""
+    """Margin of the moving image around the network grid, for displacements that point outside it."""
     prealign_spacing_mm: float = 4.0
-    """Finest voxel of the pre-alignment."""
+    """Finest voxel spacing of the pre-alignment."""
     prealign: PrealignSettings = field(default_factory=PrealignSettings)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A pair as the cascade sees it. The moving image and mask are pre-aligned: they lie in the fixed world."""
+    """A pair as input of the cascade. The moving image and mask are pre-aligned: they lie in the fixed world."""
 
     fixed: Float[Tensor, "1 1 z y x"]
     """HU on ``grid``."""
@@ -70,8 +70,8 @@ def prepare(
     network_size: tuple[int, int, int],
     settings: PrepareSettings = PrepareSettings(),
 ) -> Prepared:
-    """Pre-aligns, crops and resamples a pair; InputError when the two share too little."""
-    with one_thread():  # thousands of steps on few voxels: waking a second thread costs more than it does
+    """Pre-align, crop and resample a pair; InputError when the two scans share too little."""
+    with one_thread():  # thousands of steps on few voxels: a second thread costs more time than it saves
         affine = prealign(_scan(fixed, settings), _scan(moving, settings), settings.prealign)
     grid = crop_grid(fixed.lungs, settings.margin_mm, network_size)
     moving_grid = grid.padded(settings.moving_margin_vox)
@@ -88,7 +88,7 @@ def prepare(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """In the body torch works with one thread."""
+    """Torch uses one thread in the body."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -107,9 +107,9 @@ def _lungs(subject: Subject, grid: Grid, affine: Affine) -> Float[Tensor, "1 1 z
 
 
 def _scan(subject: Subject, settings: PrepareSettings) -> Scan:
-    """The surroundings of the lungs on the grid of the pre-alignment (even sizes: it halves them once).
+    """The lungs and their surroundings on the grid of the pre-alignment (even sizes, because it halves them once).
 
-    They end where the image ends: what lies beyond is not known, and is not to be compared with anything.
+    The grid ends where the image ends: outside the image there is nothing to compare.
     """
     box = crop_grid(subject.lungs, 5 * settings.prealign_spacing_mm, (2, 2, 2)).within(subject.image.grid, (2, 2, 2))
     x, y, z = (2 * max(4, round(extent / settings.prealign_spacing_mm / 2)) for extent in box.extent_mm)

@@ -1,4 +1,4 @@
-"""What the pre-alignment sees of a scan, and how well two of them fit."""
+"""The input of the pre-alignment, and the image terms of its objective."""
 
 from dataclasses import dataclass
 
@@ -16,28 +16,29 @@ class PrealignSettings:
     """Settings of `prealign`; lengths in mm."""
 
     iterations: int = 30
-    """Steps of every start, at most, at half the resolution."""
+    """Maximum number of iterations from each start, at half the resolution."""
     searched: int = 6
-    """So many of the placements that were only looked at are improved."""
+    """Number of the best placements of the search that become starts."""
     most_rounds: int = 8
-    """So often, at most, the best goes on from where it came to."""
+    """Maximum number of restarts of the best result from its end point."""
     settled: float = 0.02
-    """It stops when its image terms fall by less than this share."""
+    """Restarts stop when one of them decreases the image terms by less than this share."""
     deformed: tuple[int, int] = (30, 20)
     """Adam steps of the deformable registration, at half and at full resolution."""
     deformed_step_vox: float = 1.0
-    """About what a control point moves in the first of them; it falls linearly to a tenth."""
+    """Size of the first Adam step: about the motion of a control point. It decreases linearly to a tenth."""
     deformed_window: int = 3
     diffusion: float = 2.0
     """Weight of the diffusion term."""
     whole_gain: float = 0.2
-    """Where it lowers the image terms by this share or more, it alone decides; by less, so does the best affine map."""
+    """If the deformable registration decreases the image terms by at least this share, it alone gives the result. If
+    they decrease by less, the best affine map counts, too."""
     polish: int = 30
-    """Steps of that map, at most, at full resolution."""
+    """Maximum number of iterations for the best affine map, at full resolution."""
     steepness: float = 200.0
     """Factor of the objective in the affine minimisation, so that its first step is of the order of 1 mm."""
     converged: float = 1e-5
-    """It stops where a step lowers the objective by less than this share."""
+    """Convergence threshold: the minimisation stops when a step decreases the objective by less than this share."""
     mask_weight: float = 1.0
     """β: weight of the squared difference of the masks."""
     rigidity: float = 0.05
@@ -45,7 +46,7 @@ class PrealignSettings:
     window: int = 5
     """Window of the local correlation in voxels of the coarse grid."""
     least_overlap: float = 0.3
-    """A start whose moving field of view covers less of the fixed lungs is dropped."""
+    """Minimum share of the fixed lungs inside the moving field of view; other starts are dropped."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Scan:
     grid: Grid
 
     def coarsened(self) -> "Scan":
-        """At half the resolution."""
+        """The same scan at half the resolution."""
         return Scan(downsample(self.voxels), downsample(self.lungs), self.grid.coarsened())
 
     def lung_points_mm(self) -> np.ndarray:
@@ -71,7 +72,7 @@ class Scan:
 def image_terms(
     fixed: Scan, moving: Scan, index: Float[Tensor, "1 z y x 3"], settings: PrealignSettings, window: int
 ) -> tuple[Tensor, float]:
-    """Local correlation and mask terms, and the share of the fixed lungs inside the moving field of view."""
+    """Sum of local correlation and mask terms, and the share of the fixed lungs inside the moving field of view."""
     valid = inside(index, moving.grid.shape)[:, None].float()
     warped = sample(torch.cat([moving.voxels, moving.lungs], dim=1), index)
     weight = fixed.lungs * valid

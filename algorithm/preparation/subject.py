@@ -16,19 +16,19 @@ from ..lungs import LungMask, crop_grid, lung_mask
 from .intensities import in_hounsfield_units
 
 MASK_LITRES = (0.02, 12.0)
-"""A mask's volume: from less than a newborn's lungs to more than those of the largest, most inflated adult."""
+"""Valid volume of a mask: from less than a newborn's lungs to more than those of the largest, most inflated adult."""
 MOST_BORDER = 0.5
-"""Of the mask's outermost voxels. Lungs reach the border here and there, a mask of everything is all over it."""
+"""Maximum share of the mask's outermost voxels. Lungs reach the border in places, a mask of everything covers it."""
 MASK_MEDIAN_HU = (-985.0, -300.0)
-"""The median under a mask lies below outside air only by mistake, above where more than half of it holds no air."""
+"""Expected median under a mask. Below it is outside air, by mistake; above it, more than half has no air."""
 MASK_SAMPLE = 1_000_000
-"""About so many voxels of a mask are looked up in its scan, at most."""
+"""Approximate maximum number of voxels of a mask that are looked up in its scan."""
 EDGE_MM, EDGE_HU, LEAST_EDGE = 4.0, 150.0, 0.5
-"""Of a mask's border, the least share across which the scan is so much denser outside than inside, so far on either
-side. Right masks have 0.95 or more, those that lie 20 mm aside 0.38 at most; lungs of which 40 % hold no air, 0.54."""
-
+"""`LEAST_EDGE` is the minimum share of a mask's border where the scan is denser outside than inside: by at least
+`EDGE_HU`, between two places `EDGE_MM` from the border. Right masks have 0.95 or more, masks that lie 20 mm aside at
+most 0.38, and lungs of which 40 % hold no air 0.54."""
 EDGE_SAMPLE = 20_000
-"""About so many places of the border are looked at, along each axis."""
+"""Approximate number of places of the border that are looked at along each axis."""
 
 
 class Subject(NamedTuple):
@@ -39,11 +39,11 @@ class Subject(NamedTuple):
 
 
 def given_lungs(path: Path | None, image: Image) -> LungMask | None:
-    """A lung mask from a file, in canonical storage order; None without one. InputError when it cannot be ``image``'s.
+    """A lung mask from a file, in canonical storage order; None without a file.
 
-    Voxels above 0.5 count: shares from one half, and all labels, which must be those of lungs only. It is the image's
-    when it has the volume of lungs, an infant's or an adult's, does not cover its own border, as a mask of everything
-    or an inverted one does, and at least half of the box around it lies in the image.
+    Voxels above 0.5 count: shares above one half, and all labels, so every label must be lung. InputError when the mask
+    cannot belong to ``image``: its volume is not that of lungs (of an infant or an adult), it covers its own border
+    (as an inverted mask or a mask of everything does), or less than half of the box around it lies in the image.
     """
     if path is None:
         return None
@@ -65,14 +65,14 @@ def given_lungs(path: Path | None, image: Image) -> LungMask | None:
 
 
 def _border_share(lungs: LungMask) -> float:
-    """Of the outermost voxels of a mask, the share that belongs to it."""
+    """Share of the outermost voxels of a mask that are inside it."""
     mask, (nz, ny, nx) = lungs.mask[0, 0], lungs.grid.shape
     inner = mask[1:-1, 1:-1, 1:-1]
     return float(mask.sum() - inner.sum()) / (nz * ny * nx - inner.numel())
 
 
 def _doubt(mask: Path, lungs: LungMask, image: Image) -> str | None:
-    """A sentence where what lies under a mask is hardly lung by its HU, or the mask does not end where lung does."""
+    """A sentence for the user if the HU under a mask are hardly those of lungs, or its border is not that of lungs."""
     step = int(np.ceil((lungs.mask.numel() / MASK_SAMPLE) ** (1 / 3)))
     index = lungs.mask[0, 0, ::step, ::step, ::step].nonzero().numpy()[:, ::-1] * step
     found = _values(image, lungs.grid.to_world(index))
@@ -127,9 +127,9 @@ def _edge_share(lungs: LungMask, image: Image) -> float | None:
 def find_lungs(image: Image, mask: Path | None) -> Subject:
     """An image in HU and canonical storage order with its lungs, from the file ``mask`` or else from the HU.
 
-    InputError where the values cannot be HU, where there is no lung, or the mask is not that image's. A mask under
-    which hardly any lung can be, by the HU, or that does not end where the lungs do, is taken all the same, with a
-    sentence in `Image.remarks`: a lung may be consolidated as a whole.
+    InputError when the values cannot be HU, when there is no lung, or when the mask does not belong to the image. If
+    the HU under a mask are hardly those of lungs, or the mask does not end where the lungs do, it is still used, and
+    `Image.remarks` gets a sentence: a whole lung may be consolidated.
     """
     image = in_hounsfield_units(canonical(image))
     lungs = given_lungs(mask, image)
@@ -142,8 +142,10 @@ def find_lungs(image: Image, mask: Path | None) -> Subject:
 def find_both_lungs(
     fixed: Image, fixed_mask: Path | None, moving: Image, moving_mask: Path | None
 ) -> tuple[Subject, Subject]:
-    """`subject` of both scans, at once: most of it lets other threads run. What is wrong with the fixed one is told
-    first."""
+    """`find_lungs` of both scans in parallel: most of the work releases Python's lock.
+
+    If both scans are bad, the error is that of the fixed one.
+    """
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(find_lungs, moving, moving_mask)
         return find_lungs(fixed, fixed_mask), other.result()
