@@ -1,1 +1,1 @@
-"""The resulting map: transform, inverse, folding and its repair, quality, expected error."""
+"""The resulting transform: inverse, folding and its repair, quality, expected error."""

@@ -1,4 +1,4 @@
-"""det(I + ∇u) of what is written: `checked` passes the slabs of a field through and takes it of every voxel on the way.
+"""det(I + ∇u) of the written field: `checked` passes the slabs of a field on and computes it at every voxel.
 
 A folding is a determinant ≤ 0.
 """
@@ -15,18 +15,18 @@ from torch import Tensor
 from ..geometry import Grid, warp
 
 MOST_POINTS = 100_000
-"""So many positions of folded voxels are kept; all are counted."""
+"""Maximum number of positions of folded voxels that are kept. All folded voxels are counted."""
 
 _BAND_VOXELS = 2**17
-"""Voxels that are worked on together, so that the dozen arrays of a step stay in the processor's cache."""
+"""Number of voxels that are processed together, so that the dozen arrays of a step stay in the processor's cache."""
 
 
 @dataclass
 class DeterminantStatistics:
-    """det(I + ∇u) over a grid, gathered slice by slice.
+    """Statistics of det(I + ∇u) over a grid, collected slice by slice.
 
-    A voxel is folded when its determinant is ≤ 0 or not finite. Folded voxels are counted and left out of
-    `std_log_jacobian`; determinants that are not finite are left out of the minima and maxima, too.
+    A voxel is folded when its determinant is ≤ 0 or not finite. Folded voxels are counted, but `std_log_jacobian`
+    leaves them out. The minima and maxima leave out determinants that are not finite.
     """
 
     voxels: int = 0
@@ -39,27 +39,27 @@ class DeterminantStatistics:
     minimum_in_lungs: float = math.inf
     maximum_in_lungs: float = -math.inf
     _logs: tuple[int, float, float] = (0, 0.0, 0.0)
-    """Of log det in the lungs: number, mean, sum of squared deviations."""
+    """Number, mean and sum of squared deviations of log det in the lungs."""
     _points: list[np.ndarray] = field(default_factory=list)
 
     @property
     def fine(self) -> bool:
-        """Whether nothing folds and every displacement is a number."""
+        """Whether no voxel folds and every displacement is finite."""
         return self.folded == 0 and self.non_finite == 0
 
     @property
     def points_mm(self) -> Float[Tensor, "p 3"]:
-        """World positions of the folded voxels, the first `MOST_POINTS` of them, float64."""
+        """World positions of the first `MOST_POINTS` folded voxels, float64."""
         return torch.from_numpy(np.concatenate([np.empty((0, 3)), *self._points]))
 
     @property
     def std_log_jacobian(self) -> float | None:
-        """Standard deviation (of the population) of log det in the lungs, folded voxels left out (SDlogJ)."""
+        """Population standard deviation of log det in the lungs, without folded voxels (SDlogJ)."""
         count, _, squares = self._logs
         return math.sqrt(squares / count) if count else None
 
     def figures(self) -> dict[str, int | float | None]:
-        """By results.json's names; None where there is no lung voxel to tell."""
+        """The statistics by their names in results.json; None for a figure without any lung voxel."""
         inside = self.folded_in_lungs / self.lung_voxels if self.lung_voxels else None
         return {
             "voxels": self.voxels,
@@ -75,7 +75,7 @@ class DeterminantStatistics:
         }
 
     def add(self, determinant: Float[Tensor, "y x"], lungs: Bool[Tensor, "y x"] | None, grid: Grid) -> None:
-        """Another slice; ``grid`` is that slice's, ``lungs`` None where there are none in it."""
+        """Add a slice. ``grid`` is the grid of this slice; ``lungs`` is None if the slice has no lung."""
         self.voxels += determinant.numel()
         low, high = (float(v) for v in torch.aminmax(determinant))
         if not (low > 0 and high < math.inf):  # also for NaN
@@ -85,7 +85,7 @@ class DeterminantStatistics:
             self._add_lungs(determinant[lungs])
 
     def _add_folded(self, determinant: Tensor, lungs: Tensor | None, grid: Grid) -> float:
-        """Counts the folded voxels of a slice; its smallest finite determinant."""
+        """Count the folded voxels of a slice; return its smallest finite determinant."""
         finite = determinant.isfinite()
         folded = ~((determinant > 0) & finite)
         self.folded += int(folded.sum())
@@ -108,7 +108,7 @@ class DeterminantStatistics:
         logs = (determinant if low > 0 else determinant[determinant > 0]).log().double()
         if not len(logs):
             return
-        # two parts' moments to those of the whole: Chan, Golub, LeVeque 1983
+        # combine the moments of two parts: Chan, Golub, LeVeque 1983
         count, mean, squares = self._logs
         spread, middle = torch.var_mean(logs, correction=0)
         n, shift = len(logs), float(middle) - mean
@@ -124,12 +124,12 @@ def checked(
     lungs_grid: Grid,
     statistics: DeterminantStatistics,
 ) -> Iterator[Tensor]:
-    """The slabs (along z, of any thickness, mm) of a field on ``grid``, unchanged; ``statistics`` fills on the way.
+    """The unchanged slabs (along z, of any thickness, mm) of a field on ``grid``. Each slab is added to ``statistics``.
 
-    The determinants are those of `geometry.jacobian_determinant` of the whole field, to rounding; an axis of a single
-    voxel counts as derivative 0. A voxel belongs to the lungs where the nearest one of the mask is above 0.5; outside
-    the mask's grid it does not. Holds two slices beside the slab. The last slice counts once the iterator is
-    exhausted. ValueError unless the slabs fill the grid.
+    The determinants equal `geometry.jacobian_determinant` of the whole field, to rounding. Along an axis with a single
+    voxel the derivative is 0. A voxel belongs to the lungs where the nearest voxel of the mask is above 0.5; outside
+    the mask's grid it does not. Two slices are kept in memory beside the slab. The last slice is counted when the
+    iterator is exhausted. ValueError unless the slabs fill the grid.
     """
     check = _Check(grid, lungs > 0.5, lungs_grid, statistics)
     for slab in slabs:
@@ -139,18 +139,18 @@ def checked(
 
 
 class _Check:
-    """The state of `checked`: the slices that the next determinant needs, and room to work in."""
+    """The state of `checked`: the slices that the next determinant needs."""
 
     def __init__(self, grid: Grid, lungs: Tensor, lungs_grid: Grid, statistics: DeterminantStatistics) -> None:
         self.grid, self.lungs, self.statistics = grid, _Lungs(lungs, lungs_grid, grid), statistics
         self.tail: list[Tensor] = []
-        """The last slices so far, (3, y, x), at most two."""
+        """The last (at most two) slices so far, (3, y, x)."""
         self.z = 0
-        """Slices so far."""
+        """Number of slices so far."""
 
     @torch.no_grad()
     def add(self, slab: Tensor) -> None:
-        """All slices whose neighbours have come."""
+        """Process all slices whose neighbours are known."""
         nz, ny, nx = self.grid.shape
         depth = slab.shape[2]
         if tuple(slab.shape) != (1, 3, depth, ny, nx) or self.z + depth > nz:
@@ -165,11 +165,11 @@ class _Check:
         for i in range(len(self.tail) - 1 if self.tail else 0, len(slices) - 1):
             self._take(first + i, slices[i - 1] if i else None, slices[i], slices[i + 1])
         self.z += depth
-        self.tail = [s.clone() for s in slices[-2:]]  # not the slab: it would stay in memory, and is the caller's
+        self.tail = [s.clone() for s in slices[-2:]]  # copies: a view would keep the caller's slab in memory
 
     @torch.no_grad()
     def finish(self) -> None:
-        """The last slice."""
+        """Process the last slice."""
         if self.z != self.grid.shape[0]:
             raise ValueError(f"slabs of {self.z} slices in all, expected {self.grid.shape[0]}")
         self._take(self.z - 1, self.tail[-2] if self.z > 1 else None, self.tail[-1], None)
@@ -188,9 +188,9 @@ def slice_determinant(
 ) -> Float[Tensor, "y x"]:
     """det(I + ∇u) on one slice ``here`` of a field (mm); None for a neighbour that lies outside the field.
 
-    With D the grid's axes (mm per index step) and G the derivatives of u along the index axes it is det(D + G) / det D:
-    so the displacements need no turning into voxels. In bands of rows that fit into the cache, and in twice D and G,
-    which saves halving the differences.
+    It is det(D + G) / det D, with D the grid's axes (mm per index step) and G the derivatives of u along the index
+    axes. So the displacements need not be converted to voxels. The computation works on bands of rows that fit into the
+    cache. It uses 2 D and 2 G, so the differences need not be halved.
     """
     _, ny, nx = here.shape
     rows = min(ny, max(1, _BAND_VOXELS // nx))
@@ -212,7 +212,7 @@ def slice_determinant(
 
 
 def _twice_derivative(values: Tensor, dim: int, start: int, stop: int, out: Tensor) -> None:
-    """``values[i + 1] - values[i - 1]`` for i from start to stop, at the borders ``2 (values[i + 1] - values[i])``."""
+    """``values[i + 1] - values[i - 1]`` for i from start to stop; twice the one-sided difference at the borders."""
     n = values.shape[dim]
     if n == 1:
         out.zero_()
@@ -229,7 +229,7 @@ def _twice_derivative(values: Tensor, dim: int, start: int, stop: int, out: Tens
 
 
 def _determinant(gx: Tensor, gy: Tensor, gz: Tensor, axes: np.ndarray, minor: Tensor, out: Tensor) -> None:
-    """det(axes + G) / det(axes), G having the columns gx, gy, gz (3, y, x), which it overwrites."""
+    """det(axes + G) / det(axes). G has the columns gx, gy, gz (3, y, x), which are overwritten."""
     for axis, column in enumerate((gx, gy, gz)):
         for component in range(3):
             if axes[component, axis] != 0:
@@ -245,14 +245,14 @@ def _determinant(gx: Tensor, gy: Tensor, gz: Tensor, axes: np.ndarray, minor: Te
 
 
 class _Lungs:
-    """A lung mask on its own grid, asked for slices of another: by one index per axis where the axes are parallel."""
+    """Slices of a lung mask on another grid. If the axes are parallel, one index per axis finds the nearest voxel."""
 
     def __init__(self, mask: Tensor, mask_grid: Grid, grid: Grid) -> None:
         self.mask, self.mask_grid, self.grid = mask, mask_grid, grid
         steps = np.linalg.inv(mask_grid.axes) @ grid.axes
         reach = np.abs(steps) * np.array(grid.size)
         self.along = [int(a) for a in reach.argmax(axis=0)]
-        """For each axis of ``grid`` the one of the mask."""
+        """For each axis of ``grid``, the axis of the mask."""
         rest = reach.copy()
         rest[self.along, range(3)] = 0
         self.parallel = sorted(self.along) == [0, 1, 2] and float(rest.max()) < 1e-3
@@ -271,7 +271,7 @@ class _Lungs:
             ]
 
     def at(self, z: int) -> Bool[Tensor, "y x"] | None:
-        """The lungs on one slice; None when there are none."""
+        """The lungs on one slice; None if the slice has no lung."""
         nx, ny, _ = self.grid.size
         if not self.parallel:
             part = self.grid.cropped((0, 0, z), (nx, ny, 1))

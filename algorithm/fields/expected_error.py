@@ -1,16 +1,16 @@
-"""How far a field is probably from the truth, in mm at every place of the lungs, estimated without knowing it.
+"""Expected error of a field, in mm at every position in the lungs, estimated without the true field.
 
-Both directions are registered on their own, so they make different mistakes: how far they lie apart says how large
-these are. With d the distance (mm) of the forward field from the inverse of the backward one, and e the error,
+Both directions are registered separately, so their errors differ, and their distance shows how large the errors are.
+With d the distance (mm) of the forward field from the inverse of the backward field, and e the error,
 
     E[e] + c = exp(w₀) (d around + c)^w₁ (d in the lungs + c)^w₂,    c = 0.1 mm,
 
-where "around" is the mean over `AROUND`³ voxels, some 2 cm, and the last one the mean over the lungs. The three numbers
-come with the weights; `training.expected_error` fits them on simulated pairs, whose field is known exactly. Nothing
-else that was tried told more on real pairs: d at the voxel, the fit of the images, structure, the field's derivatives,
-the distance from the pleura.
+where "d around" is the mean over `AROUND`³ voxels (some 2 cm) and "d in the lungs" the mean over the lungs. w₀, w₁ and
+w₂ come with the weights; `training.expected_error` fits them on simulated pairs, whose field is known exactly. Other
+features were tried and did not improve the estimate on real pairs: d at the voxel, the fit of the images, structure,
+the field's derivatives, the distance from the pleura.
 
-Nothing is said outside the lungs, nor where the moving image does not show them.
+There is no estimate outside the lungs, nor where the moving image does not show them.
 """
 
 from dataclasses import dataclass
@@ -28,22 +28,22 @@ from ..objective.local_correlation import box_sum
 OFFSET_MM = 0.1
 """c."""
 AROUND = 5
-"""Voxels of the network grid at half its resolution."""
+"""Window in voxels of the network grid at half its resolution."""
 MOST_MM = 60.0
-"""No estimate is larger."""
+"""Maximum of the estimate."""
 LARGE_MM = 3.0
 MOST_MEAN_MM = 2.0
 MOST_LARGE = 0.07
-"""A larger mean, or a larger share of the lungs beyond `LARGE_MM`, is warned of. Measured: docs/trust.md."""
+"""A larger mean, or a larger share of the lungs above `LARGE_MM`, gives a warning. Measured: docs/trust.md."""
 LEAST_SHARE = 0.5
-"""Of the voxels around a place, by their weights, so many must say something."""
+"""Minimum weighted share of the voxels around a position that must have an estimate."""
 NOT_KNOWN_MM = -1.0
-"""Stands in images where nothing is said."""
+"""Value in images where there is no estimate."""
 
 
 @dataclass(frozen=True)
 class ErrorModel:
-    """w₀, w₁ and w₂ of the module."""
+    """w₀, w₁ and w₂ (see above)."""
 
     constant: float
     around: float
@@ -58,16 +58,16 @@ class ErrorModel:
 
 @dataclass(frozen=True)
 class ErrorModels:
-    """One for each kind of second opinion."""
+    """One model for each kind of backward registration."""
 
     cascade: ErrorModel
-    """``--refine off``: the backward direction is the cascade's at half the resolution."""
+    """``--refine off``: the backward direction is that of the cascade at half the resolution."""
     refined: ErrorModel
     """``--refine fast`` and ``full``: both directions are refined."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ErrorModels":
-        """As in the manifest; InputError where an entry is missing or is no number."""
+        """From the manifest's entry; InputError if a value is missing or not a number."""
         try:
             one, other = ({k: float(v) for k, v in values[name].items()} for name in ("cascade", "refined"))
             return cls(ErrorModel(**one), ErrorModel(**other))
@@ -81,13 +81,13 @@ class ExpectedError:
 
     mm: Float[Tensor, "1 1 z y x"]
     known: Float[Tensor, "1 1 z y x"]
-    """1 where something is said, else 0."""
+    """1 where there is an estimate, else 0."""
     grid: Grid
     """In the fixed world."""
 
     @classmethod
     def from_image(cls, values: Float[Tensor, "1 1 z y x"], grid: Grid) -> "ExpectedError":
-        """From what `at` gave: mm, and `NOT_KNOWN_MM` where nothing is said."""
+        """From an image of `at`: mm, and `NOT_KNOWN_MM` where there is no estimate."""
         return cls(values.clamp(min=0), (values >= 0).to(values), grid)
 
     def at_points(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
@@ -99,13 +99,13 @@ class ExpectedError:
         return found
 
     def at(self, grid: Grid, elsewhere: float = NOT_KNOWN_MM, least: float = LEAST_SHARE) -> Float[Tensor, "1 1 z y x"]:
-        """On another grid; ``elsewhere`` where less than the share ``least`` of what is between is known."""
+        """The estimate on another grid; ``elsewhere`` where the known voxels around weigh less than ``least``."""
         both = torch.cat([self.mm * self.known, self.known], dim=1)
         total, share = resample(both, self.grid, grid, fill=0.0).split(1, dim=1)
         return torch.where(share >= least, total / share.clamp(min=1e-6), elsewhere)
 
     def figures(self) -> dict[str, float | None]:
-        """Mean, 95th percentile (mm) and the share beyond 3 mm, of the lungs that are known; None for none."""
+        """Mean, 95th percentile (mm) and share above 3 mm, in the lungs with an estimate; None without any."""
         values = self.mm[self.known > 0.5]
         if not len(values):
             return {"mean_mm": None, "p95_mm": None, "share_above_3mm": None}
@@ -119,14 +119,14 @@ class ExpectedError:
 def expected_error(
     disagreement_mm: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"], grid: Grid, model: ErrorModel
 ) -> ExpectedError:
-    """From the distance of both directions, ``known`` where it counts: in the lungs that the moving image shows."""
+    """The estimate from the distance of both directions. ``known`` is 1 in the lungs that the moving image shows."""
     return ExpectedError(model(features(disagreement_mm, known))[None, None] * known, known, grid)
 
 
 def features(
     disagreement_mm: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"]
 ) -> Float[Tensor, "2 z y x"]:
-    """Logarithms of the mean of d around and in the lungs, each with the offset."""
+    """log(d around + c) and log(d in the lungs + c)."""
     counted = disagreement_mm * known
     around = box_sum(counted, AROUND) / box_sum(known, AROUND).clamp(min=1)
     everywhere = (counted.sum() / known.sum().clamp(min=1)).expand_as(counted)
@@ -134,7 +134,7 @@ def features(
 
 
 def warnings(figures: dict[str, float | None]) -> list[str]:
-    """A sentence where the error is probably too large."""
+    """A sentence for the user if the error is probably too large."""
     mean, share = figures["mean_mm"], figures["share_above_3mm"]
     if mean is None or share is None or (mean <= MOST_MEAN_MM and share <= MOST_LARGE):
         return []

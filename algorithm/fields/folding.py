@@ -1,12 +1,12 @@
-"""The repair of a field that folds: `unfold` smooths it on its own grid where it folds, and nowhere else.
+"""Repair of a field that folds: `unfold` smooths it on its own grid, only around the foldings.
 
-A folding is a determinant of I + ∇u ≤ 0. Between its voxels a field is trilinear: inside a cell of eight voxels its
-derivative along x is a weighted mean of the differences along the four x-edges of that cell, and so for y and z. The
-determinant is linear in each of the three derivatives, so it is at least the smallest of the 4·4·4 determinants that
-take one edge of each kind. `unfold` bounds these. They contain all eight forward and backward difference schemes at
-every voxel, and so their mean, the central differences; the latter alone miss a checkerboard. What they do not cover
-are differences of another grid whose steps reach over several cells: hence the check of the written field
-(`algorithm.fields.determinant`), and ``points_mm`` in `unfold`.
+A folding is a determinant of I + ∇u ≤ 0. Between its voxels a field is trilinear. Inside a cell of eight voxels, its
+derivative along x is a weighted mean of the differences along the four x-edges of that cell; the same holds for y and
+z. The determinant is linear in each of the three derivatives. So it is at least the smallest of the 4·4·4 determinants
+that take one edge along each axis. `unfold` keeps these above a bound. They contain all eight forward and backward
+difference schemes at every voxel, and so their mean, the central differences, which alone would miss a checkerboard.
+They do not cover the differences on another grid whose steps reach over several cells. For these there are the check of
+the written field (`algorithm.fields.determinant`) and ``points_mm`` in `unfold`.
 """
 
 import itertools
@@ -24,21 +24,21 @@ from torch import Tensor
 from ..geometry import Grid, Size
 
 _BAND_VOXELS = 2**17
-"""Voxels that are worked on together, so that the dozen arrays of a step stay in the processor's cache."""
+"""Number of voxels that are processed together, so that the dozen arrays of a step stay in the processor's cache."""
 _CELLS = 2**14
 _MOST_BOXES = 200
 
 
 @dataclass(frozen=True)
 class UnfoldSettings:
-    """How `unfold` works; lengths in voxels of the field's grid."""
+    """Settings of `unfold`; lengths in voxels of the field's grid."""
 
     least: float = 0.05
-    """Every determinant of a cell's edges is to be at least this, between 0 and 1."""
+    """Minimum of all determinants of a cell's edges, between 0 and 1."""
     radius_vox: float = 3.0
-    """Nothing farther from a folded cell than this is changed, at first."""
+    """First radius: voxels farther from a folded cell do not change."""
     rounds: int = 3
-    """So often the same radius is tried; then it doubles."""
+    """Number of rounds with the same radius; then it doubles."""
 
 
 def unfold(
@@ -48,17 +48,17 @@ def unfold(
     points_mm: Float[Tensor, "p 3"] | None = None,
     attempt: int = 0,
 ) -> tuple[Float[Tensor, "1 3 z y x"], int]:
-    """The field (mm) without foldings, and how many voxels changed; the very same tensor when nothing folds.
+    """The field (mm) without foldings, and the number of changed voxels; the same tensor if nothing folds.
 
-    Around the voxels of every cell with a determinant below ``settings.least`` (see the module; the field goes on
-    beyond the grid with its border values, and must not fold there either) the field is mixed with its local mean,
-    fully at those voxels, falling smoothly to not at all at the radius; again until no such cell is left. Folds that
-    stay meet wider and wider neighbourhoods, and if they outlast one larger than the grid, the whole field is halved
-    until none is left. So it always ends, and always without folds.
+    A cell with a determinant below ``settings.least`` (see above) counts as folded. Outside the grid the field has its
+    border values, and it must not fold there either. Around the voxels of folded cells, the field is mixed with its
+    local mean: completely at those voxels, smoothly decreasing to nothing at the radius. This is repeated until no cell
+    is folded, with larger and larger radii. If a radius larger than the grid does not suffice, the whole field is
+    halved until no cell is folded. So the repair always ends, and always without foldings.
 
-    ``points_mm``: world positions (those that folded on another grid) around which the field is smoothed in any case,
-    outside the grid the nearest voxel of it. ``attempt`` says how often that was tried in vain: each doubles the first
-    radius. ValueError for a displacement that is NaN or infinite.
+    ``points_mm``: world positions (which folded on another grid) around which the field is smoothed in any case; for a
+    position outside the grid, around the nearest voxel. ``attempt``: number of earlier attempts for such positions;
+    each doubles the first radius. ValueError for a displacement that is NaN or infinite.
     """
     if not bool(displacement.isfinite().all()):
         raise ValueError("a field with NaN or infinite displacements cannot be unfolded")
@@ -82,13 +82,15 @@ def unfold(
 
 
 Box = tuple[Size, Size]
-"""First voxel and the one after the last, each (z, y, x)."""
+"""First voxel and the voxel after the last, each (z, y, x)."""
 
 
 def smallest_determinant(displacement: Float[Tensor, "1 3 z y x"], grid: Grid) -> float:
-    """The smallest determinant that the edges of a cell form, over all cells: a lower bound of det(I + ∇u) of the
-    trilinear field, at every point of the world. NaN when there is one."""
-    least = 1.0  # that of the cell beyond the corner, where the field is constant
+    """The smallest determinant of a cell's edges, over all cells; NaN if any is NaN.
+
+    It is a lower bound of det(I + ∇u) of the trilinear field at every point of the world.
+    """
+    least = 1.0  # the cell beyond the corner, where the field is constant
     for start, stop in _bands((0, 0, 0), grid.shape):
         voxels = _cell_corners(displacement, grid, start, stop)
         cells = torch.ones([n - 1 for n in voxels.shape[1:]], dtype=torch.bool)
@@ -121,7 +123,7 @@ def _folded_voxels(displacement: Tensor, grid: Grid, least: float, boxes: list[B
 
 
 def _bands(start: Size, stop: Size) -> Iterator[Box]:
-    """The cells that touch the voxels of a box, in parts along z. Cell c lies between voxels c and c + 1; those at
+    """The cells that touch the voxels of a box, in parts along z. Cell c lies between voxels c and c + 1; the cells at
     -1 and n - 1 lie outside the grid."""
     first, last = start[0] - 1, stop[0]
     depth = max(1, _BAND_VOXELS // ((stop[1] - start[1] + 1) * (stop[2] - start[2] + 1)))
@@ -145,7 +147,7 @@ def _cell_corners(displacement: Tensor, grid: Grid, start: Size, stop: Size) -> 
 def _steep(voxels: Tensor, least: float) -> Bool[Tensor, "z y x"]:
     """The cells whose edges could have a determinant below ``least``: a quick test that misses none.
 
-    No singular value of I + G is below 1 - ‖G‖, the norm being Frobenius', so det(I + G) ≥ (1 - ‖G‖)³.
+    No singular value of I + G is below 1 - ‖G‖ (Frobenius norm), so det(I + G) ≥ (1 - ‖G‖)³.
     """
     norms = []
     for axis, (p, q) in ((3, (1, 2)), (2, (1, 3)), (1, (2, 3))):
@@ -159,7 +161,7 @@ def _steep(voxels: Tensor, least: float) -> Bool[Tensor, "z y x"]:
 
 
 def _edge_determinants(voxels: Float[Tensor, "3 z y x"], cells: Int[Tensor, "n 3"]) -> Float[Tensor, " n"]:
-    """The smallest of the 64 determinants of an x-, a y- and a z-edge, for each of the cells."""
+    """For each cell, the smallest of the 64 determinants of an x-, a y- and a z-edge."""
     _, _, ny, nx = voxels.shape
     corners = torch.tensor([(z * ny + y) * nx + x for z, y, x in itertools.product((0, 1), repeat=3)])
     flat = voxels.reshape(3, -1)
@@ -182,7 +184,7 @@ def _edge_determinants(voxels: Float[Tensor, "3 z y x"], cells: Int[Tensor, "n 3
 
 
 def _clusters(folded: Int[np.ndarray, "n 3"], shape: Size, radius: float) -> list[Int[np.ndarray, "m 3"]]:
-    """The folded voxels in groups whose neighbourhoods of ``radius`` do not touch; all in one when they are many."""
+    """Groups of folded voxels whose neighbourhoods of ``radius`` do not touch; one group if there are too many."""
     blocks = folded // (2 * math.ceil(radius) + 1)
     occupied = np.zeros(blocks.max(axis=0) + 1, dtype=bool)
     occupied[tuple(blocks.T)] = True
@@ -195,9 +197,9 @@ def _clusters(folded: Int[np.ndarray, "n 3"], shape: Size, radius: float) -> lis
 
 
 def _smooth(displacement: Tensor, folded: Int[np.ndarray, "m 3"], radius: float) -> Box:
-    """Mixes the field with its local mean around the folded voxels, in place; the box outside which it is as before.
+    """Mix the field with its local mean around the folded voxels, in place. Returns the box of the changed voxels.
 
-    The mean is a moving average of about ``radius`` voxels, taken twice, which leaves linear fields as they are.
+    The mean is a moving average of about ``radius`` voxels, applied twice. It does not change linear fields.
     """
     shape = np.array(displacement.shape[2:])
     margin = math.ceil(radius)
@@ -209,7 +211,7 @@ def _smooth(displacement: Tensor, folded: Int[np.ndarray, "m 3"], radius: float)
     weight = torch.from_numpy(nearness**2 * (3 - 2 * nearness)).to(displacement)
     width = 2 * max(1, round(radius / 2)) + 1
     (z, y, x), (z1, y1, x1) = start.tolist(), stop.tolist()
-    low = np.maximum(start - width, 0)  # the mean looks farther
+    low = np.maximum(start - width, 0)  # the mean reaches farther
     high = np.minimum(stop + width, shape)
     for component in displacement[0]:
         mean = component[low[0] : high[0], low[1] : high[1], low[2] : high[2]].numpy()
@@ -218,12 +220,12 @@ def _smooth(displacement: Tensor, folded: Int[np.ndarray, "m 3"], radius: float)
         inner = tuple(slice(a, b) for a, b in zip(start - low, stop - low, strict=True))
         part = component[z:z1, y:y1, x:x1]
         mixed = part + weight * (torch.from_numpy(mean[inner]) - part)
-        part.copy_(torch.where(weight > 0, mixed, part))  # every other bit stays, -0 too
+        part.copy_(torch.where(weight > 0, mixed, part))  # all other values stay bit by bit, also -0
     return (z, y, x), (z1, y1, x1)
 
 
 def _shrink(displacement: Tensor, grid: Grid, least: float) -> None:
-    """Halves the field, in place, until nothing folds: at least once."""
+    """Halve the field, in place, at least once, until nothing folds."""
     while True:
         displacement.mul_(0.5)
         if not len(_folded_voxels(displacement, grid, least, [((0, 0, 0), grid.shape)])):

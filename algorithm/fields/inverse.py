@@ -1,13 +1,14 @@
-"""A transform for everywhere, and its inverse: what other programs are given as `transform.h5` and `inverse.h5`.
+"""A transform that is defined everywhere, and its inverse: `transform.h5` and `inverse.h5` for other programs.
 
-The field u of a `Transform` lives in a box around the fixed lungs. ITK takes no displacement beyond a field, so that
-one that simply ends has a step there, and everything outside loses the affine map as well. Here u goes on into a frame
-around the box and falls to zero in it; the affine map is kept apart. So the map is continuous and, outside, affine.
+The field u of a `Transform` lives in a box around the fixed lungs. Outside a field, ITK applies no displacement. So a
+field that simply ends has a step at its border, and points outside lose the affine map, too. Here u continues into a
+frame around the box and falls to zero in it. The affine map is stored separately. So the transform is continuous, and
+outside the frame it is affine.
 
-The inverse of x ↦ A(x + u(x)) is y ↦ z + v(z), z = A⁻¹(y): v undoes u, in the same world and the same box. u has edges
-where its voxels lie, as it is trilinear between them; the inverse has them where these are carried to, which no grid
-can follow. So the inverse has two parts: W, which undoes a smooth field s through the voxels of u, and a displacement
-p after it, of the points of the fixed world, where the edges lie on the grid of u.
+The inverse of x ↦ A(x + u(x)) is y ↦ z + v(z), z = A⁻¹(y): v undoes u, in the same world and the same box. u is
+trilinear, so it has edges (jumps of its derivative) at its voxels. The inverse has its edges where u carries these, and
+no grid can follow them. So the inverse has two parts: first W, which undoes a smooth field s through the voxels of u,
+then a displacement p of the points of the fixed world, where the edges lie on the grid of u.
 """
 
 import math
@@ -35,29 +36,29 @@ from ..lungs import LungMask
 from .transform import Transform
 
 LEAST_FRAME_MM = 24.0
-"""The least width of the frame."""
+"""Minimum width of the frame."""
 WIDTHS = 2.0
-"""The frame is at least so many times as wide as the largest displacement at its inner side: the fall, of slope 1.5 at
-most, then changes no length by more than three quarters."""
+"""Minimum width of the frame, as a multiple of the largest displacement at its inner side. The slope of the falling
+weight is at most 1.5 per width, so no length changes by more than three quarters."""
 FRAME_ATTEMPTS = 3
-"""So often the frame is made wider by a half where the field folds in it."""
+"""Maximum number of attempts. If the field folds in the frame, the next frame is wider by a half."""
 MOST_VOXELS = 1_500_000
-"""Of the grid of v: so many take about a second."""
+"""Approximate maximum number of voxels of the grid of v. They take about a second."""
 FINE_MM = 1.35
-"""The voxels of the grids of v and u are divided into parts of about that length; those are the grids of e and p."""
+"""Approximate spacing of the grids of e and p, which subdivide the grids of v and u."""
 SHARE = 0.6
-"""Of what the middle of a cell misses, so much is added at its corners."""
+"""Share of the error in the middle of a cell that is added at its corners."""
 NEWTON_STEPS = 2
-"""For v; more of them change e and nothing else."""
+"""Newton steps for v. More steps would change only e."""
 DEFECT_STEPS = 2
 CLOSE_MM = 0.05
-"""So far from its place a point may end after these steps."""
+"""Maximum distance of a point from its target after the Newton steps."""
 PARTS = 64
-"""Points are looked up in so many parts along z, which `sample` shares among the threads."""
+"""Number of parts along z in which points are looked up; `sample` shares them among the threads."""
 MOST_DOUBLE = 2**26
-"""Numbers that are brought to double precision at once."""
+"""Maximum number of values that are converted to double precision at once."""
 MOST_PROBES = 200_000
-"""At about so many points in the lungs the residual is looked at."""
+"""Approximate number of points in the lungs at which the residual is measured."""
 
 Displacement = tuple[Float[Tensor, "1 3 _ _ _"], Grid]
 """In mm, on a grid."""
@@ -65,10 +66,10 @@ Displacement = tuple[Float[Tensor, "1 3 _ _ _"], Grid]
 
 @dataclass(frozen=True)
 class Inverse:
-    """y ↦ x + p(x), x = W(z), z = affine(y), from the moving to the fixed world; W(z) is z + v(z), but z + e(z) for z.
+    """y ↦ x + p(x), x = W(z), z = affine(y), from the moving to the fixed world; W(z) = z' + v(z') with z' = z + e(z).
 
-    v undoes u at the voxels of a coarse grid; trilinear between them, a few tenths of a mm are left. e and p, which
-    make up for them, are zero but in the lungs, and so take little room.
+    v undoes u at the voxels of a coarse grid. Between them it is trilinear, which leaves an error of a few tenths of a
+    mm. e and p correct this error. They are zero except in the lungs, so they need little memory.
     """
 
     edges: Displacement
@@ -78,20 +79,20 @@ class Inverse:
     rest: Displacement
     """e."""
     affine: Affine
-    """The inverse of the transform's."""
+    """The inverse of the transform's affine map."""
 
     def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
-        """The displacement of the points of any grid of the moving world, mm."""
+        """The displacement (mm) on any grid of the moving world."""
         forward = torch.tensor(np.linalg.inv(np.array(self.affine.matrix)), dtype=torch.float32)
         none = torch.zeros(1, 3, *grid.shape)
         found = none
         for displacement, its_grid in (self.rest, self.rough, self.edges):
-            before = torch.einsum("ij,njzyx->nizyx", forward, found)  # what it is before the affine map
+            before = torch.einsum("ij,njzyx->nizyx", forward, found)  # the displacement before the affine map
             found = found + warp(displacement, its_grid, before, grid, affine=self.affine)
         return found + with_affine(none, grid, self.affine)
 
     def __call__(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-        """Points of the moving scan (mm, LPS) in the fixed one."""
+        """Map points of the moving scan to the fixed scan (mm, LPS)."""
         points = self.affine(points_mm)
         for part in (self.rest, self.rough, self.edges):
             points = moved(points, *part)
@@ -101,7 +102,7 @@ class Inverse:
 def moved(
     points_mm: Float[np.ndarray, "p 3"], displacement: Float[Tensor, "1 3 z y x"], grid: Grid
 ) -> Float[np.ndarray, "p 3"]:
-    """x + u(x); u is looked up in double precision where there is room for that."""
+    """x + u(x), in double precision unless the field is too large (`MOST_DOUBLE`)."""
     points = torch.from_numpy(np.asarray(points_mm, np.float64))
     u = displacement if displacement.numel() > MOST_DOUBLE else displacement.double()
     result: np.ndarray = (points + displacement_at(points, u, grid)).numpy()
@@ -112,7 +113,7 @@ def moved(
 
 
 def framed(transform: Transform) -> Transform:
-    """The same map in the box of its field; around it, u falls to zero."""
+    """The same transform in the box of its field; in a frame around it, u falls to zero."""
     u = transform.displacement
     faces = [u.select(axis, end) for axis in (2, 3, 4) for end in (0, -1)]
     width = max(LEAST_FRAME_MM, WIDTHS * max(float(face.norm(dim=1).max()) for face in faces))
@@ -126,7 +127,7 @@ def framed(transform: Transform) -> Transform:
 
 
 def _framed(u: Float[Tensor, "1 3 z y x"], grid: Grid, width_mm: float) -> tuple[Float[Tensor, "1 3 zf yf xf"], Grid]:
-    """u on a grid with a frame of that width, in which it goes on with its border values, times a falling weight."""
+    """u on a grid with a frame of this width. In the frame it has its border values, times a falling weight."""
     x, y, z = (math.ceil(width_mm / spacing) for spacing in grid.spacing)
     nx, ny, nz = grid.size
     outer = grid.cropped((-x, -y, -z), (nx + 2 * x, ny + 2 * y, nz + 2 * z))
@@ -139,7 +140,7 @@ def _framed(u: Float[Tensor, "1 3 z y x"], grid: Grid, width_mm: float) -> tuple
 
 
 def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
-    """1 for ``n`` voxels; in the ``frame`` voxels on either side 1 - 3t² + 2t³, which is 0 at the last."""
+    """Weights: 1 for ``n`` voxels, and 1 - 3t² + 2t³ in the ``frame`` voxels on either side, 0 at the outermost."""
     t = torch.arange(1, frame + 1, dtype=torch.float64) / frame
     fall = 1 - t**2 * (3 - 2 * t)
     return torch.cat([fall.flip(0), torch.ones(n, dtype=torch.float64), fall])
@@ -149,12 +150,12 @@ def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
 
 
 def inverse(transform: Transform, lungs: LungMask) -> Inverse:
-    """The inverse of a `framed` transform, best in the moving ``lungs``."""
+    """The inverse of a `framed` transform. It is most accurate in the moving ``lungs``."""
     return inverse_and_residual(transform, lungs)[0]
 
 
 def inverse_and_residual(transform: Transform, lungs: LungMask) -> tuple[Inverse, Float[np.ndarray, " p"]]:
-    """The same, and its `residual_mm`."""
+    """`inverse`, and its `residual_mm`."""
     smooth = _smooth(transform, lungs)
     rough = _rough(transform, smooth, lungs)
     rest = _rest(smooth, rough, lungs)
@@ -163,8 +164,10 @@ def inverse_and_residual(transform: Transform, lungs: LungMask) -> tuple[Inverse
 
 
 def _rough(transform: Transform, smooth: Transform, lungs: LungMask) -> Displacement:
-    """v, which undoes u at the voxels of a coarse grid, but s around the lungs: then e is small, at its own edges above
-    all."""
+    """v: it undoes u at the voxels of a coarse grid, but around the lungs it undoes s.
+
+    This keeps e small, above all at its own edges.
+    """
     u, grid = transform.displacement, transform.grid
     coarser = coarse(grid)
     points, there = _positions(coarser), resample(u, grid, coarser)
@@ -176,8 +179,10 @@ def _rough(transform: Transform, smooth: Transform, lungs: LungMask) -> Displace
 
 
 def _smooth(transform: Transform, lungs: LungMask) -> Transform:
-    """The transform with s in place of u, on the subdivided part of its grid that holds the lungs: cubic splines
-    through the voxels of u."""
+    """The transform with s in place of u, on the subdivided part of its grid that contains the lungs.
+
+    s is made of cubic splines through the voxels of u.
+    """
     from scipy.interpolate import make_interp_spline  # takes half a second to load, and most runs need no inverse
 
     part = _part(transform.grid, _carried(lungs, transform))
@@ -191,9 +196,10 @@ def _smooth(transform: Transform, lungs: LungMask) -> Transform:
 
 
 def _rest(smooth: Transform, rough: Displacement, lungs: LungMask) -> Displacement:
-    """e, such that p = z + e(z) + v(z + e(z)) is z - s(p) at the voxels around the lungs.
+    """e, such that p = z + e(z) + v(z + e(z)) equals z - s(p) at the voxels around the lungs.
 
-    The map from z to p + s(p) is nearly the identity, so what a point misses is nearly what it lacks.
+    The map from z to p + s(p) is nearly the identity. So the remaining error of a point is nearly the correction that
+    it needs, and is added to e.
     """
     affine = smooth.affine
     grid = _subdivided(_part(rough[1], _near(lungs, rough[1], affine)))
@@ -211,8 +217,8 @@ def _edges(
 ) -> Displacement:
     """p, such that W undoes u at x + p(x): W(q + u(q)) is x for q = x + p(x).
 
-    Between the voxels p would then miss on one side, mostly. So part of what it misses in the middle of each cell is
-    shared among the corners, which halves the most that it misses.
+    Between the voxels, the error of p would then mostly have the same sign. So part of the error in the middle of each
+    cell is distributed to the corners, which halves the largest error.
     """
     u, grid = (transform.displacement, transform.grid), smooth.grid
 
@@ -234,26 +240,26 @@ def _displaced(points_mm: Float[Tensor, "p 3"], displacement: Displacement) -> F
 
 
 def coarse(grid: Grid, most_voxels: int = MOST_VOXELS) -> Grid:
-    """The grid, or about so many voxels between the same outermost voxel centres."""
+    """The grid, or about ``most_voxels`` voxels between the same outermost voxel centres."""
     factor = (math.prod(grid.size) / most_voxels) ** (1 / 3)
     return grid if factor <= 1 else _in_steps(grid, [math.ceil((n - 1) / factor) for n in grid.size])
 
 
 def _in_steps(grid: Grid, steps: list[int]) -> Grid:
-    """So many steps along each axis from one outermost voxel centre to the other, which both stay where they are."""
+    """A grid with ``steps`` steps along each axis between the outermost voxel centres, which do not move."""
     x, y, z = steps
     sx, sy, sz = ((n - 1) * s / step for n, s, step in zip(grid.size, grid.spacing, steps, strict=True))
     return Grid((x + 1, y + 1, z + 1), (sx, sy, sz), grid.origin, grid.direction)
 
 
 def _subdivided(grid: Grid) -> Grid:
-    """The same extent, in steps of about `FINE_MM`; all voxel centres stay."""
+    """The same extent with a spacing of about `FINE_MM`; all voxel centres remain voxel centres."""
     times = max(1, round(max(grid.spacing) / FINE_MM))
     return _in_steps(grid, [times * (n - 1) for n in grid.size])
 
 
 def _part(grid: Grid, near: Bool[Tensor, "z y x"]) -> Grid:
-    """The part of a grid that is a voxel wider than what is ``near``; around the whole where nothing is."""
+    """The box of the voxels ``near``, one voxel wider on every side; the whole grid, one wider, if there are none."""
     if not near.any():  # the pre-alignment failed
         near = torch.ones_like(near)
     along = (near.any(0).any(0), near.any(0).any(1), near.any(1).any(1))
@@ -262,28 +268,28 @@ def _part(grid: Grid, near: Bool[Tensor, "z y x"]) -> Grid:
 
 
 def _inner(grid: Grid) -> Bool[Tensor, "z y x"]:
-    """All voxels but those at the border."""
+    """All voxels except those at the border."""
     return F.pad(torch.ones([n - 2 for n in grid.shape], dtype=torch.bool), [1] * 6)
 
 
 def _near(lungs: LungMask, grid: Grid, affine: Affine) -> Bool[Tensor, "z y x"]:
-    """The voxels that a point in the moving lungs, pre-aligned, may lie between."""
+    """The corners of all cells that may contain a point of the pre-aligned moving lungs."""
     return _grown(resample_image(lungs.mask, lungs.grid, grid, affine=affine, least=0.0, fill=0.0))
 
 
 def _carried(lungs: LungMask, transform: Transform) -> Bool[Tensor, "z y x"]:
-    """The voxels of the transform's grid that a point in the moving lungs, carried back, may lie between."""
+    """The corners of all cells of the transform's grid that may contain a point of the moving lungs, carried back."""
     u, grid = transform.displacement, transform.grid
     return _grown(warp(lungs.mask.float(), lungs.grid, u, grid, affine=transform.affine, fill=0.0))
 
 
 def _grown(share: Float[Tensor, "1 1 z y x"]) -> Bool[Tensor, "z y x"]:
-    """Where it is above 0, and the voxels around."""
+    """The voxels where the share is above 0, and their neighbours."""
     return F.max_pool3d(share, 3, stride=1, padding=1)[0, 0] > 0
 
 
 def _places(grid: Grid, chosen: Bool[Tensor, "z y x"], shift: float = 0.0) -> Float[Tensor, "p 3"]:
-    """The world positions of the chosen voxels, so many voxels farther along each axis."""
+    """World positions of the chosen voxels, moved by ``shift`` voxels along each axis."""
     return torch.from_numpy(grid.to_world(chosen.nonzero().numpy()[:, ::-1] + shift)).float()
 
 
@@ -295,7 +301,7 @@ def _filled(values: Float[Tensor, "p 3"], chosen: Bool[Tensor, "z y x"]) -> Floa
 
 
 def _positions(grid: Grid) -> Float[Tensor, "p 3"]:
-    """The world positions of all voxel centres, those along x fastest."""
+    """World positions of all voxel centres; x varies fastest."""
     axes, origin = (torch.tensor(values, dtype=torch.float32) for values in (grid.axes, grid.origin))
     return linear_index_map(axes, origin, grid.shape).reshape(-1, 3)
 
@@ -310,9 +316,9 @@ def undone(
 ) -> Float[Tensor, "p 3"]:
     """The points p with p + u(p) = target, by Newton's method from ``start_mm``.
 
-    ``slope`` is the `derivative`, on any grid. It is that of central differences, interpolated, so each step leaves a
-    small share of the error. Points that are not within ``close_mm`` after the last step start again by half-steps:
-    more of them are needed, but they converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
+    ``slope`` is the `derivative`, on any grid: interpolated central differences. So each step leaves a small share of
+    the error. Points that are not within ``close_mm`` after the last step start again with half-steps. These need more
+    iterations, but they converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
     """
     points = start_mm
     for _ in range(steps):
@@ -338,7 +344,7 @@ def _by_half_steps(
 
 
 def derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9 z y x"]:
-    """I + ∇u by central differences; the entries row by row: ∂x/∂x, ∂x/∂y, ..., ∂z/∂z."""
+    """I + ∇u by central differences, with entries row by row: ∂x/∂x, ∂x/∂y, ..., ∂z/∂z."""
     by_index = torch.stack([torch.gradient(u, dim=dim)[0] for dim in (-1, -2, -3)], dim=2)
     to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=u.dtype, device=u.device)
     derivative = torch.einsum("ncizyx,ij->ncjzyx", by_index, to_index)
@@ -346,7 +352,7 @@ def derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9 
 
 
 def at_points(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"], grid: Grid) -> Float[Tensor, "p c"]:
-    """The values at world points, trilinear."""
+    """Trilinear values at world points."""
     to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=torch.float64)
     index = ((points_mm.double() - torch.tensor(grid.origin, dtype=torch.float64)) @ to_index.T).to(volume)
     whole = F.pad(index, (0, 0, 0, -len(index) % PARTS))
@@ -354,7 +360,7 @@ def at_points(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"
 
 
 def _solved(matrices: Float[Tensor, "p 3 3"], right: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-    """The solutions of 3 × 3 systems by cross products: much faster than a factorisation of each."""
+    """Solutions of 3 × 3 systems by cross products, much faster than a factorisation of each."""
     a, b, c = matrices.unbind(1)
     bc, ca, ab = torch.cross(b, c, dim=1), torch.cross(c, a, dim=1), torch.cross(a, b, dim=1)
     determinant = (a * bc).sum(dim=1, keepdim=True)
@@ -363,7 +369,7 @@ def _solved(matrices: Float[Tensor, "p 3 3"], right: Float[Tensor, "p 3"]) -> Fl
 
 
 def residual_mm(transform: Transform, back: Inverse, lungs: LungMask) -> Float[np.ndarray, " p"]:
-    """How far points in the moving lungs end from where they were, after the inverse and the transform (mm)."""
+    """Distance (mm) between points in the moving lungs and the same points after the inverse and the transform."""
     step = math.ceil((lungs.mask.numel() / 10 / MOST_PROBES) ** (1 / 3))
     index = lungs.mask[0, 0, ::step, ::step, ::step].nonzero().numpy()[:, ::-1] * step
     points = lungs.grid.to_world(index)

@@ -1,6 +1,6 @@
-"""Can the result be trusted? Figures for results.json, and the warnings that follow from them.
+"""Quality of a result: figures for results.json, and warnings from them.
 
-Measured on the network grid at half its resolution, before (u = 0: pre-aligned) and after:
+They are measured on the network grid at half its resolution, before (u = 0: pre-aligned) and after the registration:
 
 ngf_distance                 D of the paper, in the fixed lungs                                        0 to 1
 local_correlation_distance   1 - squared correlation over 3³ voxels, in the fixed lungs                0 to 1
@@ -29,15 +29,15 @@ LEAST_DETERMINANT = 0.05
 LEAST_DICE = 0.9
 MOST_OUTSIDE = 0.05
 MOST_UNLIKE = 0.3
-"""Beyond these a result is warned of. Measured: docs/trust.md."""
+"""Limits of these figures: beyond them there is a warning. Measured: docs/trust.md."""
 
 
 def quality(
     pair: Prepared, displacement: Float[Tensor, "1 3 z y x"], grid: Grid, field_of_view: Grid
 ) -> dict[str, dict[str, float]]:
-    """The figures of the module, "before" and "after", for u (mm) on ``grid``.
+    """The figures listed above, "before" and "after", for u (mm) on ``grid``.
 
-    ``field_of_view`` is the grid of the moving image as it was read.
+    ``field_of_view`` is the grid of the moving image as read from its file.
     """
     half = pair.halved()
     after = resample(displacement, grid, half.grid)
@@ -66,9 +66,9 @@ def _figures(pair: Prepared, displacement: Tensor, field_of_view: Grid) -> dict[
 
 
 def warnings(figures: dict[str, dict[str, float]]) -> list[str]:
-    """Sentences for the user where the figures say that the result should not be trusted."""
+    """Sentences for the user if the figures show that the result should not be trusted."""
     after, sentences = figures["after"], []
-    if not after["lung_dice"] >= LEAST_DICE:  # so that NaN, of lungs too thin to measure, is no silent pass
+    if not after["lung_dice"] >= LEAST_DICE:  # "not >=": NaN, of lungs too thin to measure, gives a warning, too
         sentences.append(
             f"After the registration the lungs overlap by {after['lung_dice']:.2f} only (Dice; {LEAST_DICE} expected)."
         )

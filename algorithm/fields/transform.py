@@ -1,4 +1,4 @@
-"""The result of a registration, and what is made of it slab by slab: never more than a part of it is in memory."""
+"""The result of a registration. Fields and warped images are made slab by slab, so only a part is in memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Transform:
     affine: Affine = Affine()  # noqa: RUF009  (immutable)
 
     def field(self, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
-        """The displacement affine(x + u(x)) - x on any grid of the fixed world, mm."""
+        """The displacement affine(x + u(x)) - x (mm) on any grid of the fixed world."""
         return with_affine(resample(self.displacement, self.grid, grid), grid, self.affine)
 
     def field_slabs(self, grid: Grid) -> Iterator[Float[Tensor, "1 3 d y x"]]:
@@ -30,7 +30,7 @@ class Transform:
             yield self.field(slab)
 
     def warped_slabs(self, moving: Image, grid: Grid) -> Iterator[Tensor]:
-        """The moving image on ``grid``, (1, 1, d, y, x) slabs in its own type; -1000 HU outside its field of view."""
+        """The moving image on ``grid``, (1, 1, d, y, x) slabs of its type, -1000 HU outside its field of view."""
         for slab in slabs(grid):
             warped = warp_image(moving.voxels, moving.grid, self.field(slab), slab, fill=AIR_HU)
             yield warped.to(moving.voxels.dtype) if moving.voxels.is_floating_point() else warped.round().short()
