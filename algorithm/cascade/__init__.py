@@ -1,1 +1,1 @@
-"""The cascade of U-Nets, its weights, and the field around the lungs."""
+"""The cascade of U-Nets, its weights, and the continuation of the field around the lungs."""

@@ -1,7 +1,7 @@
-"""The U-Nets on the CPU by OpenVINO: the numbers of `algorithm.cascade.network.UNet`, in half of torch's time or less.
+"""The U-Nets on the CPU with OpenVINO: the same results as `algorithm.cascade.network.UNet`, in at most half the time.
 
-The graph is built from the network's parameters, operation by operation, and compiled for the size of the images when
-they first come: nothing is traced, stored or downloaded. Measured: `python -m benchmarks.forward`.
+The graph is built from the network's parameters, operation by operation. It is compiled for the size of the first
+images. Nothing is traced, stored or downloaded. Measured: `python -m benchmarks.forward`.
 """
 
 import ctypes
@@ -18,23 +18,23 @@ from torch import Tensor, nn
 
 from .network import Cascade, UNet
 
-# Before OpenVINO is imported: without this package it cannot report its use to its makers over the network.
+# Before OpenVINO is imported: without this package, OpenVINO cannot send usage data over the network.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 LAST_SLAB = 16
-"""Slices of features that are turned to single precision at a time."""
+"""Number of slices of features that are converted to single precision at a time."""
 AXES = (2, 3, 4)
 """z, y, x of (n, c, z, y, x)."""
 
 
 _kept: WeakKeyDictionary[Cascade, dict[torch.dtype, Cascade]] = WeakKeyDictionary()
-"""What was compiled, for as long as the cascade that it was made of is there."""
+"""The compiled cascades, kept as long as their original cascade exists."""
 
 
 def compiled(cascade: Cascade, precision: torch.dtype) -> Cascade:
     """The cascade with its U-Nets compiled for the CPU; ``precision`` is float32 or bfloat16.
 
-    The same one each time: the parameters must not change in between.
+    Every call returns the same object, so the parameters must not change in between.
     """
     kept = _kept.setdefault(cascade, {})
     if precision not in kept:
@@ -44,7 +44,7 @@ def compiled(cascade: Cascade, precision: torch.dtype) -> Cascade:
 
 
 def compile_ahead(cascade: Cascade, precision: torch.dtype) -> None:
-    """Compiles for images of the network's size, in a thread while the processor waits for other things, say."""
+    """Compile for images of the network's size, for instance in a thread while other work leaves the processor idle."""
     size = cascade.settings.network_size[::-1]
     for unet, factor in zip(compiled(cascade, precision).levels, cascade.settings.factors, strict=True):
         if isinstance(unet, CompiledUNet):
@@ -52,16 +52,16 @@ def compile_ahead(cascade: Cascade, precision: torch.dtype) -> None:
 
 
 def release(cascade: Cascade) -> None:
-    """Gives back the memory of a compiled cascade, much of what a run needs; it can be used again."""
+    """Free the memory of a compiled cascade, a large part of what a run needs. The cascade can be used again."""
     for unet in cascade.levels:
         if isinstance(unet, CompiledUNet):
             unet.release()
 
 
 def pays() -> bool:
-    """Whether OpenVINO is there and the processor has AVX2; it was faster on the one with AVX-512 that was tried.
+    """Whether OpenVINO is installed and the processor has AVX2. It was faster on the tested processor with AVX-512.
 
-    Decided by the kind of processor, not by a race: the same machine is to give the same numbers every time.
+    The kind of processor decides, not a speed test, so that the same machine always gives the same numbers.
     """
     try:
         import openvino  # noqa: F401
@@ -80,22 +80,22 @@ class CompiledUNet(nn.Module):
         self._shape: tuple[int, ...] = ()
 
     def forward(self, images: Float[Tensor, "n 2 z y x"]) -> Float[Tensor, "n 3 z y x"]:
-        """As `UNet.forward`; compiled anew where the images have another shape than those before."""
+        """The same as `UNet.forward`; compiled again when the shape of the images changes."""
         self.compile_for(tuple(images.shape))
         found = self._model([images.float().contiguous().numpy()], share_inputs=True, share_outputs=True)[0]
         if self.precision != torch.bfloat16:
             return torch.from_numpy(found.copy())
         features = torch.from_numpy(found.view(np.int16)).view(torch.bfloat16)
-        with torch.autocast("cpu", enabled=False):  # slab by slab: the features in single precision take much memory
+        with torch.autocast("cpu", enabled=False):  # in slabs: features in single precision need much memory
             return torch.cat([self.unet.last(slab.float()) for slab in features.split(LAST_SLAB, dim=2)], dim=2)
 
     def compile_for(self, shape: tuple[int, ...]) -> None:
-        """For images of this shape, unless that was done last."""
+        """Compile for images of this shape, unless it is the last compiled shape."""
         if self._shape != shape:
             self._model, self._shape = self._compiled(shape), shape
 
     def release(self) -> None:
-        """Gives back what memory the images took on their way through."""
+        """Free the memory of the last inference."""
         if self._model is not None:
             self._model.release_memory()
 
@@ -120,9 +120,10 @@ class _SignalStack(ctypes.Structure):
 
 @contextmanager
 def signal_stack_kept() -> Iterator[None]:
-    """The thread's alternate signal stack is afterwards what it was.
+    """Restore the thread's alternate signal stack after the body.
 
-    OpenVINO (2026.4) leaves one that is too small for Python's handlers: a SIGTERM would end in a segmentation fault.
+    OpenVINO (2026.4) leaves a stack that is too small for Python's handlers: a SIGTERM would cause a segmentation
+    fault.
     """
     library, before = ctypes.CDLL(None), _SignalStack()
     library.sigaltstack(None, ctypes.byref(before))
@@ -135,7 +136,8 @@ def signal_stack_kept() -> Iterator[None]:
 def _graph(unet: UNet, shape: tuple[int, ...], precision: torch.dtype) -> Any:
     """The U-Net for images of ``shape``: (n, 2, z, y, x) → displacement (n, 3, z, y, x).
 
-    With bfloat16 all but its last layer, which must not be rounded so: → features (n, c, z, y, x) in bfloat16.
+    With bfloat16 it ends before the last layer, whose result must not be rounded: → features (n, c, z, y, x) in
+    bfloat16.
     """
     import openvino
     from openvino import opset13 as ops
@@ -157,7 +159,7 @@ def _graph(unet: UNet, shape: tuple[int, ...], precision: torch.dtype) -> Any:
 
 
 def _block(values: Any, block: nn.Module) -> Any:
-    """Convolutions, instance norms and rectifiers in their order; TypeError for another kind of layer."""
+    """Apply the block's convolutions, instance norms and rectifiers in order; TypeError for another kind of layer."""
     from openvino import opset13 as ops
 
     for layer in block.children():
@@ -174,7 +176,7 @@ def _block(values: Any, block: nn.Module) -> Any:
 
 
 def _normalised(values: Any, epsilon: float) -> Any:
-    """Mean 0 and variance 1 for each channel."""
+    """Normalise each channel to mean 0 and variance 1."""
     from openvino import opset13 as ops
 
     centred = ops.subtract(values, _mean(values))
@@ -183,8 +185,10 @@ def _normalised(values: Any, epsilon: float) -> Any:
 
 
 def _mean(values: Any) -> Any:
-    """For each channel, (n, c, 1, 1, 1), halved while it can be: the sum of millions at once (as in OpenVINO's own MVN)
-    loses three digits in single precision."""
+    """Mean of each channel, (n, c, 1, 1, 1), by repeated halving while the sizes are even.
+
+    A single sum of millions of values (as in OpenVINO's own MVN) loses three digits in single precision.
+    """
     from openvino import opset13 as ops
 
     sizes = [int(size) for size in values.get_output_shape(0)][2:]

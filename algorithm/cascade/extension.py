@@ -1,9 +1,9 @@
-"""A field goes on smoothly around the lungs, where the cascade was never asked for any.
+"""Smooth continuation of a field around the lungs, where the cascade is not trained.
 
-Training compares fields in the lungs only, so around them the U-Nets predict whatever makes the lungs right, and it may
-fold. There it is replaced by pull and push (Gortler et al. 1996, "The lumigraph"): means over larger and larger blocks
-of what is known, and from coarse to fine each block without any knowledge takes the interpolated value of the larger
-ones around it.
+Training compares fields in the lungs only. Outside, the U-Nets predict whatever makes the field in the lungs right, and
+their prediction may fold. There it is replaced by pull and push (Gortler et al. 1996, "The lumigraph"). Pull: means of
+the known values over larger and larger blocks. Push, from coarse to fine: each block without known values takes the
+interpolated value of the larger blocks around it.
 """
 
 import torch
@@ -14,15 +14,16 @@ from torch import Tensor
 from ..geometry import doubled
 
 EDGE_VOX = 5
-"""Over so many voxels of half the resolution, half of them in the lungs, the field turns into its continuation."""
+"""Width of the transition from the field to its continuation: voxels of half the resolution, half of them in the
+lungs."""
 SMOOTHING, SMOOTHING_VOX = 3, 5
-"""So many means over cubes of so many voxels of half the resolution smooth the continuation."""
+"""Number of means that smooth the continuation, and edge of their cube in voxels of half the resolution."""
 
 
 def extended(displacement: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1 z y x"]) -> Float[Tensor, "1 3 z y x"]:
     """The field in the lungs (mask, 0 to 1, on the same grid, of even size) and its continuation around them.
 
-    Without any lungs the field stays as it is. The continuation is worked out at half the resolution.
+    With an empty mask the field stays unchanged. The continuation is computed at half the resolution.
     """
     if not lungs.any():
         return displacement
@@ -33,13 +34,13 @@ def extended(displacement: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1
 
 
 def _pulled(values: Tensor, weight: Tensor) -> tuple[Float[Tensor, "1 3 z y x"], Float[Tensor, "1 1 z y x"]]:
-    """Means over 2³ voxels by ``weight``, and whether there was any."""
+    """Means over 2³ voxels, weighted by ``weight``, and 1 where there is any weight, else 0."""
     shares = F.avg_pool3d(weight, 2)
     return F.avg_pool3d(values * weight, 2) / shares.clamp(min=1e-6), (shares > 0).float()
 
 
 def _pushed(values: Float[Tensor, "1 3 z y x"], known: Float[Tensor, "1 1 z y x"]) -> Float[Tensor, "1 3 z y x"]:
-    """``values`` where they are ``known`` (1, else 0), elsewhere what the coarser level says."""
+    """``values`` where ``known`` is 1, elsewhere the interpolated values of the coarser level."""
     if any(n % 2 for n in values.shape[2:]):
         mean = (values * known).sum(dim=(2, 3, 4), keepdim=True) / known.sum()
         return torch.where(known > 0, values, mean)
@@ -47,7 +48,7 @@ def _pushed(values: Float[Tensor, "1 3 z y x"], known: Float[Tensor, "1 1 z y x"
 
 
 def _smoothed(volume: Float[Tensor, "1 c z y x"], width: int, times: int) -> Float[Tensor, "1 c z y x"]:
-    """Means over ``width``³ voxels (odd), border values repeated, so many ``times``: one matrix for each axis."""
+    """Apply a mean over ``width``³ voxels (odd) ``times`` times, by one matrix per axis; border values are repeated."""
     for axis in (2, 3, 4):
         weights = torch.linalg.matrix_power(_mean_of(width, volume.shape[axis]).to(volume), times)
         volume = torch.movedim(torch.tensordot(weights, volume, dims=([1], [axis])), 0, axis)

@@ -1,7 +1,7 @@
 """The cascade of U-Nets: sections 3.3 and 3.4 of Hering et al. 2021.
 
-One U-Net per level, all of the same architecture. From coarse to fine, each predicts a displacement for the fixed
-and the *already warped* moving image at its own resolution, which is composed with the field so far::
+There is one U-Net per level, all of the same architecture. From coarse to fine, each predicts a displacement for the
+fixed and the *already warped* moving image at its own resolution. It is composed with the field so far::
 
     u ← 0
     for each level, coarse to fine:
@@ -10,19 +10,21 @@ and the *already warped* moving image at its own resolution, which is composed w
             v      ← UNet(downsampled fixed, downsampled warped)
             u      ← v(x) + u(x + v(x))                     composition
 
-In the paper every level is applied once. More than once, by the same network, is how a level reaches farther than one
-prediction does: what is left after the first is closer. The weights' manifest says how often.
+In the paper every level is applied once. Here the same network may be applied several times: each application reduces
+the remaining motion, so the level corrects larger motion than one prediction can. The weights' manifest has the
+maximum number of applications.
 
-What the paper leaves open, and how it is decided here:
+Decisions that the paper leaves open:
 
 - two convolutions per block (with them, three levels at 192×160×192 take the 0.73 TFLOP of the design);
 - smoothing before each halving: the binomial filter (1 3 3 1)/8 along every axis, close to a Gaussian of 0.87 voxel,
   centred on the coarser voxels (`downsample`);
-- input: HU clipped to the lung window [-1000, 200] and mapped linearly to [0, 1.2]: zero padding of the convolutions
-  then means air, not water;
+- input: HU clipped to the lung window [-1000, 200] and mapped linearly to [0, 1.2], so that the zero padding of the
+  convolutions means air, not water;
 - output: displacement in *voxels of the level*, so that a finer level can start from the parameters of the coarser
-  one; `Cascade` turns it into mm;
-- the last convolution starts 100 times smaller than Xavier's, so that an untrained network predicts about u = 0.
+  level; `Cascade` converts it to mm;
+- the initial weights of the last convolution are 100 times smaller than Xavier's, so that an untrained network predicts
+  about u = 0.
 """
 
 from collections.abc import Sequence
@@ -37,7 +39,8 @@ from ..geometry import Grid, compose, downsample_by, index_displacement, lengths
 from ..hounsfield import AIR_HU
 
 LEAST_STEP_VOX = 0.1
-"""A level whose prediction has a shorter mean length, in its own voxels, is not applied again."""
+"""Convergence threshold: a level is not applied again when the mean length of its prediction, in voxels of the level,
+is smaller."""
 WINDOW_HU = (-1000.0, 200.0)
 
 
@@ -52,7 +55,7 @@ class CascadeSettings:
     network_size: tuple[int, int, int] = (192, 160, 192)
     """Voxels (x, y, z) of the network grid."""
     applications: tuple[int, ...] = ()
-    """Maximum number of applications of each level, coarse to fine; none given: one of each."""
+    """Maximum number of applications of each level, coarse to fine; empty: one of each."""
 
     def __post_init__(self) -> None:
         given = self.applications
@@ -69,9 +72,9 @@ class CascadeSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, list[int]]) -> "CascadeSettings":
-        """Inverse of `to_dict`; KeyError for missing names, unknown ones are passed over.
+        """Inverse of `to_dict`; KeyError for missing names, unknown names are ignored.
 
-        Weights without ``applications`` are older than these.
+        ``applications`` may be missing: older weights do not have it.
         """
         x, y, z = values["network_size"]
         applications = tuple(values.get("applications", ()))
@@ -119,7 +122,7 @@ class UNet(nn.Module):
 
 
 def _xavier(module: nn.Module) -> None:
-    """Xavier uniform (Glorot and Bengio 2010), as the coarsest network of the paper starts."""
+    """Xavier uniform initialisation (Glorot and Bengio 2010), as for the coarsest network of the paper."""
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -132,10 +135,10 @@ def normalise(hu: Float[Tensor, "n c z y x"]) -> Float[Tensor, "n c z y x"]:
 
 
 def fastest_precision(device: torch.device) -> torch.dtype:
-    """Arithmetic for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
+    """Precision for the U-Nets: half on a GPU, bfloat16 on CPUs that have instructions for it, else float32."""
     if device.type == "cuda":
         return torch.float16
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # or not to be used: ATEN_CPU_CAPABILITY
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":  # also if ATEN_CPU_CAPABILITY forbids it
         return torch.float32
     capabilities = torch.cpu.get_capabilities()
     has_bfloat16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
@@ -148,17 +151,17 @@ class Cascade(nn.Module):
     def __init__(
         self, settings: CascadeSettings = CascadeSettings(), levels: Sequence[nn.Module] | None = None
     ) -> None:
-        """``levels``: networks to use, coarse to fine, instead of new ones."""
+        """``levels``: networks to use instead of new ones, coarse to fine."""
         super().__init__()
         self.settings = settings
         self.precision = torch.float32
-        """Arithmetic of the U-Nets but for their last layer; everything outside them stays in float32."""
+        """Precision of the U-Nets except their last layer. Everything outside them stays in float32."""
         self.levels = nn.ModuleList(levels or [UNet(settings.features) for _ in settings.factors])
 
     def predict_level(
         self, level: int, fixed: Float[Tensor, "n 1 z y x"], warped: Float[Tensor, "n 1 z y x"], grid: Grid
     ) -> Float[Tensor, "n 3 z y x"]:
-        """Displacement (mm) of one level; both images (HU) and the result on that level's ``grid``."""
+        """Displacement (mm) of one level. Both images (HU) and the result are on that level's ``grid``."""
         images = normalise(torch.cat([fixed, warped], dim=1))
         with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
             voxels = self.levels[level](images)
@@ -173,10 +176,10 @@ class Cascade(nn.Module):
         levels: int | None = None,
         reduction: int = 1,
     ) -> tuple[Float[Tensor, "n 3 zl yl xl"], Grid]:
-        """Displacement field (mm) and its grid, that of the finest of the first ``levels`` levels (default: all).
+        """Displacement field (mm) of the first ``levels`` levels (default: all), and its grid, that of the finest one.
 
-        ``fixed`` (HU) on the network ``grid``; ``moving`` (HU), pre-aligned, on any grid of the same world. With
-        ``reduction``, both already are that many times coarser than the network grid (training of coarse levels).
+        ``fixed`` (HU) is on the network ``grid``; ``moving`` (HU), pre-aligned, is on any grid of the same world. With
+        ``reduction``, both are already coarser than the network grid by this factor (training of coarse levels).
         """
         so_far = None
         for level in range(len(self.settings.factors[:levels])):
@@ -198,9 +201,9 @@ class Cascade(nn.Module):
         so_far: tuple[Float[Tensor, "n 3 zc yc xc"], Grid] | None,
         reduction: int = 1,
     ) -> tuple[tuple[Float[Tensor, "n 3 zl yl xl"], Grid], Float[Tensor, "n 3 zl yl xl"]]:
-        """The field of one more application of a level, composed with the one ``so_far`` (None: no motion).
+        """The field after one more application of a level, and the added displacement, both in mm on the same grid.
 
-        And what was added, in mm on the same grid; images as in `forward`.
+        ``so_far`` is the field before and its grid (None: no motion). Images are as in `forward`.
         """
         factor = self.settings.factors[level] // reduction
         u, u_grid = so_far or (None, None)
@@ -211,5 +214,5 @@ class Cascade(nn.Module):
 
 
 def mean_length_vox(displacement: Float[Tensor, "n 3 z y x"], grid: Grid) -> float:
-    """Of a displacement in mm, in voxels of its grid."""
+    """Mean length, in voxels of the grid, of a displacement in mm."""
     return float(lengths(index_displacement(displacement.detach(), grid)).mean())

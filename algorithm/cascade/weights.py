@@ -1,6 +1,6 @@
-"""Trained weights on disk: a safetensors file and ``manifest.json`` beside it, which says how to rebuild and check it.
+"""Trained weights on disk: a safetensors file, and ``manifest.json`` beside it with the settings and the SHA-256.
 
-Nothing is unpickled. The file is refused when its SHA-256 is not the manifest's.
+Nothing is unpickled. The file is refused if its SHA-256 differs from the manifest's.
 """
 
 import hashlib
@@ -27,29 +27,32 @@ PLATFORM = Path("/opt/ml/model")
 BUNDLED = Path(__file__).parents[2] / "weights"
 """Beside the code, in the repository and in the container."""
 INSTALLED = Path(__file__).parents[1] / "bundled_weights"
-"""In the wheel, which knows no other folder but the package."""
+"""In the wheel, which contains only the package folder."""
 
 
 @dataclass(frozen=True)
 class LoadedCascade:
-    """A cascade in evaluation mode, the SHA-256 of its weights file, and what its fields' errors are like."""
+    """A cascade in evaluation mode, the SHA-256 of its weights file, and the error models of its fields."""
 
     cascade: Cascade
     sha256: str
     errors: ErrorModels | None = None
-    """For the expected error; None where the manifest has none."""
+    """Models of the expected error; None if the manifest has none."""
 
 
 def find_weights(given: Path | None) -> Path:
-    """The folder (or file in it) to load from: ``given``, else the platform's, else that beside the code, else that of
-    the installed package."""
+    """The folder (or file in it) to load from: ``given``, else the platform's, else the one beside the code, else the
+    one of the installed package."""
     if given is not None:
         return given
     return next((folder for folder in (PLATFORM, BUNDLED) if (folder / MANIFEST).exists()), INSTALLED)
 
 
 def load_cascade(path: Path) -> LoadedCascade:
-    """The cascade in a folder, or of a .safetensors file with its manifest beside it; InputError when not as stated."""
+    """Load the cascade of a folder, or of a .safetensors file with its manifest beside it.
+
+    InputError if the file does not agree with the manifest.
+    """
     folder = path.parent if path.suffix == ".safetensors" else path
     manifest = manifest_of(path)
     file = folder / str(manifest["file"])
@@ -77,7 +80,7 @@ def load_cascade(path: Path) -> LoadedCascade:
 
 
 def manifest_of(path: Path) -> dict[str, Any]:
-    """What is said of the weights in a folder, or of a .safetensors file; InputError where nothing is."""
+    """The manifest of a folder, or of a .safetensors file; InputError if it is missing or incomplete."""
     return _read_manifest((path.parent if path.suffix == ".safetensors" else path) / MANIFEST)
 
 
@@ -94,16 +97,17 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def save_errors(folder: Path, models: ErrorModels, provenance: dict[str, Any]) -> None:
-    """Puts the models into the manifest in ``folder``, with what they were fitted on."""
+    """Add the models to the manifest in ``folder``; ``provenance`` says on which data they were fitted."""
     manifest = _read_manifest(folder / MANIFEST) | {ERRORS: asdict(models) | {"fitted": provenance}}
     with atomically(folder / MANIFEST) as file:
         file.write(json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def save_cascade(folder: Path, cascade: Cascade, provenance: dict[str, Any]) -> None:
-    """Writes weights (half precision) and manifest; ``provenance`` is kept in the manifest as "training".
+    """Write weights (half precision) and manifest; ``provenance`` is stored in the manifest as "training".
 
-    Each of the two is replaced as a whole or not at all; between them, the new weights are refused by the old manifest.
+    Each of the two files is replaced completely or not at all. If only the weights were replaced, the old manifest
+    refuses them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().to(torch.float16).contiguous() for name, value in cascade.state_dict().items()}
