@@ -1,1 +1,1 @@
-"""Minimisation of the objective for one pair, from the field of the cascade."""
+"""Minimisation of the objective for one pair, starting from the field of the cascade."""

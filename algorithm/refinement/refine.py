@@ -1,15 +1,15 @@
 """Per-pair minimisation of the objective, coarse to fine, from a given start.
 
-The unknown is the displacement on a control grid of twice the spacing of the level's images, in voxels of the level,
-smoothed by small means before it is used (`..objective.control_grid`). What the images are compared with, what is
-regularised and what is returned is one and the same field: trilinear on the control grid.
+The unknown is the displacement on a control grid of twice the spacing of the level's images, in voxels of the level. It
+is smoothed by small means before it is used (`..objective.control_grid`). The same field, trilinear on the control
+grid, warps the images, is regularised and is returned.
 
-After the cascade it is what Hering et al. 2021 leave for later; from a zero start, with keypoints, it is the
-conventional method (`baselines.ruehaak`).
+After the cascade, this is the refinement that Hering et al. 2021 leave for future work. With keypoints and from a zero
+start, it is the conventional method (`baselines.ruehaak`).
 
-The images are sampled as they are, through the affine map, not resampled to the pre-aligned world first: that would
-blur them twice. Both directions are minimised and the forward field is averaged with the inverse of the backward one.
-Their errors are nearly independent, so the mean is better than either, and how far they lie apart is a measure of
+The original images are sampled through the affine map. Resampling them to the pre-aligned world first would blur them
+twice. Both directions are minimised, and the result is the mean of the forward field and the inverse of the backward
+field. Their errors are nearly independent, so the mean is better than either field, and their distance is a measure of
 confidence.
 """
 
@@ -56,13 +56,13 @@ log = logging.getLogger(__name__)
 Similarity = Literal["local correlation", "ngf", "mind"]
 
 ADULT_LITRES = 1.0
-"""The settings are those for lungs, or a part of them, of at least this volume."""
+"""The settings are for lungs, or a part of them, of at least this volume."""
 
 SMOOTH = Weights(alpha=20.0, beta=0.0, gamma=0.0, delta=0.0)
-"""Nothing but the curvature beside D. Unlike the diffusion it asks nothing of large motion that is locally affine."""
+"""Only D and the curvature. Unlike the diffusion, the curvature does not penalise locally affine large motion."""
 SMOOTHER = replace(SMOOTH, alpha=40.0)
 FARTHER_STEPS = 40
-"""Of the level that `farther` adds."""
+"""Steps of the level that `farther` adds."""
 
 
 @dataclass(frozen=True)
@@ -70,26 +70,27 @@ class RefineSettings:
     """Settings of `refine`; tuples have one entry for each level, coarse to fine."""
 
     spacing_mm: tuple[float, ...] = (4.0, 2.0)
-    """Voxel of the images, isotropic; for scans whose own voxels are larger than the last, see `for_voxels`."""
+    """Isotropic voxel spacing of the images. For scans whose voxels are larger than the last one, see `for_voxels`."""
     steps: tuple[int, ...] = (30, 30)
     both_directions: bool = True
     similarity: Similarity = "local correlation"
     weights: tuple[Weights, ...] = (SMOOTHER, SMOOTH)
-    """Of the terms beside D, one for each level. There are no labels here: β is to be 0; δ > 0 needs keypoints."""
+    """Weights of the terms beside D, one for each level. β must be 0, since there are no labels; δ > 0 needs keypoints.
+    """
     step_vox: float = 0.3
-    """Adam's first step size, about what a control point moves in one step; it falls linearly to a tenth."""
+    """Adam's first step size: about the motion of a control point in one step. It decreases linearly to a tenth."""
     smoothing: int = 2
-    """So many 3³ means of the control points make the field."""
+    """Number of 3³ means that turn the control points into the field."""
     window_hu: tuple[float, float] = (-1000.0, -100.0)
-    """Only differences within the lungs count, not those of ribs, heart and diaphragm."""
+    """Intensity window: only differences within the lungs count, not those of ribs, heart and diaphragm."""
     noise_hu: float = 20.0
     """s of the local correlation."""
     epsilon_hu_per_mm: float = 10.0
     """ε of the NGF."""
     margin_mm: float = 12.0
-    """Of the field around the fixed lungs; beyond it goes on constant."""
+    """Margin of the field around the fixed lungs. Beyond it, the field is constant."""
     mask_margin_vox: int = 0
-    """The images count in the lungs and so many voxels around: what lies there slides along them."""
+    """Margin of the mask for D around the lungs. Tissue outside the lungs slides along them."""
 
     def __post_init__(self) -> None:
         if not len(self.spacing_mm) == len(self.steps) == len(self.weights):
@@ -102,9 +103,10 @@ class RefineSettings:
 
 
 def for_voxels(settings: RefineSettings, *grids: Grid) -> RefineSettings:
-    """The same levels, all coarser by one factor where a scan's voxels (geometric mean) are larger than the last's.
+    """The same levels, all coarser by one factor if the voxels of a scan (geometric mean) are larger than the last
+    level's.
 
-    Windows of a few voxels would otherwise see nothing but the interpolation between them.
+    Otherwise, windows of a few voxels would contain only interpolated values.
     """
     largest = max(math.prod(grid.spacing) ** (1 / 3) for grid in grids)
     factor = max(1.0, largest / settings.spacing_mm[-1])
@@ -112,14 +114,16 @@ def for_voxels(settings: RefineSettings, *grids: Grid) -> RefineSettings:
 
 
 def for_lungs(settings: RefineSettings, lungs: LungMask) -> RefineSettings:
-    """The same levels, all finer by one factor where the lungs are smaller than an adult's: an infant's of 0.15 l have
-    half the length, and so have their vessels."""
+    """The same levels, all finer by one factor if the lungs are smaller than an adult's.
+
+    The lungs of an infant (0.15 l) have half the length of an adult's, and so have their vessels.
+    """
     factor = min(1.0, (lungs.litres / ADULT_LITRES) ** (1 / 3))
     return replace(settings, spacing_mm=tuple(factor * spacing for spacing in settings.spacing_mm))
 
 
 def farther(settings: RefineSettings) -> RefineSettings:
-    """One level more in front, of twice the voxel: it reaches farther."""
+    """The same levels after one more level of twice the voxel spacing, which finds larger motion."""
     return replace(
         settings,
         spacing_mm=(2 * settings.spacing_mm[0], *settings.spacing_mm),
@@ -135,7 +139,7 @@ class Refined(NamedTuple):
     """u in mm on ``grid``: x ↦ affine(x + u(x))."""
     grid: Grid
     inconsistency_mm: Float[Tensor, "1 1 z y x"] | None
-    """How far the two directions lie apart; None when only one was minimised."""
+    """Distance between the fields of both directions; None if only one was minimised."""
 
 
 FAST = RefineSettings(steps=(20, 8))
@@ -151,11 +155,11 @@ def refine(
     settings: RefineSettings = FULL,
     keypoints: Keypoints | None = None,
 ) -> Refined:
-    """The field u (mm, in front of ``affine``) that minimises the objective, near ``start``.
+    """The field u (mm, applied before ``affine``) that minimises the objective, near ``start``.
 
-    ``keypoints`` are in the fixed world, before the affine map. Worked out on the device of ``start``. Nothing is kept
-    between calls and nothing is random: on a CPU the same input gives the same output, on a GPU to rounding, since it
-    adds in no fixed order.
+    ``keypoints`` are in the fixed world, before the affine map. The computation runs on the device of ``start``.
+    Nothing is stored between calls and nothing is random. On a CPU the same input gives the same output. On a GPU this
+    holds to rounding, because a GPU does not add in a fixed order.
     """
     settings = for_voxels(for_lungs(settings, fixed.lungs), fixed.image.grid, moving.image.grid)
     forward, grid = minimise(fixed, moving, affine, start, start_grid, settings, keypoints)
@@ -171,7 +175,7 @@ def refine(
 
 
 def swapped(keypoints: Keypoints, affine: Affine) -> Keypoints:
-    """The keypoints of the backward direction: from the moving world, to the moving world before the inverse map."""
+    """The keypoints of the backward direction, in the moving world. The targets are before the inverse affine map."""
     moving_mm, fixed_mm = (
         torch.from_numpy(affine(p.detach().cpu().numpy())) for p in (keypoints.moving_mm, keypoints.fixed_mm)
     )
@@ -179,7 +183,7 @@ def swapped(keypoints: Keypoints, affine: Affine) -> Keypoints:
 
 
 def _level_grid(lungs: LungMask, spacing_mm: float, margin_mm: float) -> Grid:
-    """Voxels of about that size, an even number along each axis, in the box around the lungs."""
+    """A grid of about this spacing, with an even number of voxels along each axis, in the box around the lungs."""
     box = crop_grid(lungs, margin_mm, (8, 8, 8))
     x, y, z = (max(4, 2 * math.ceil(extent / spacing_mm / 2)) for extent in box.extent_mm)
     return box.resized((x, y, z))
@@ -193,7 +197,7 @@ def find_pair_keypoints(
     spacing_mm: float = 2.0,
     settings: KeypointSettings = KeypointSettings(),  # noqa: B008  (immutable)
 ) -> Keypoints:
-    """Keypoints for `refine`: what is left to find after ``start``, on voxels of ``spacing_mm`` around the lungs."""
+    """Keypoints for `refine`: the motion that remains after ``start``, on a grid of ``spacing_mm`` around the lungs."""
     grid = _level_grid(fixed.lungs, spacing_mm, RefineSettings().margin_mm)
     image = resample_image(fixed.image.voxels, fixed.image.grid, grid, least=AIR_HU, fill=AIR_HU).to(start)
     lungs = resample_image(fixed.lungs.mask, fixed.lungs.grid, grid, least=0.0, fill=0.0).to(start)
@@ -210,7 +214,7 @@ def minimise(
     settings: RefineSettings,
     keypoints: Keypoints | None = None,
 ) -> tuple[Float[Tensor, "1 3 z y x"], Grid]:
-    """All levels in one direction; the field (mm) and its grid, the control grid of the last level."""
+    """Minimise on all levels in one direction. Returns the field (mm) and its grid, the last level's control grid."""
     displacement, grid = start, start_grid
     for spacing, steps, weights in zip(settings.spacing_mm, settings.steps, settings.weights, strict=True):
         level = _Level(fixed, moving, affine, spacing, settings, start.device)
@@ -240,7 +244,7 @@ class _Level:
         unseen = ~inside(
             moving_index(self.grid, fixed.image.grid, None, Affine(), lungs.float()), fixed.image.grid.shape
         )
-        # not where the fixed image ends either, nor next to it: filled voxels make edges
+        # without voxels outside the fixed image and next to its border: filled voxels make edges
         self.mask = (dilated(lungs, settings.mask_margin_vox) & ~dilated(unseen[:, None], 1)).to(device)
         self.moving_grid = _moving_grid(moving.image.grid, self.grid, affine, spacing_mm)
         self.moving = _hu(moving.image, self.moving_grid, settings).to(device)
@@ -258,7 +262,7 @@ class _Level:
         weights: Weights,
         keypoints: Keypoints | None,
     ) -> Float[Tensor, "1 3 z y x"]:
-        """``steps`` steps of Adam; the field (mm) on the control grid."""
+        """Take ``steps`` steps of Adam. Returns the field (mm) on the control grid."""
         settings = self.settings
         voxel_mm = torch.tensor(self.grid.spacing, device=self.device).reshape(1, 3, 1, 1, 1)
         control = (unsmoothed(start, settings.smoothing) / voxel_mm).requires_grad_()
@@ -287,7 +291,7 @@ class _Level:
 def distance(
     fixed: Float[Tensor, "1 1 z y x"], grid: Grid, settings: RefineSettings
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """D of a warped image and a mask on ``grid``; what depends on ``fixed`` alone is worked out once."""
+    """D as a function of a warped image and a mask on ``grid``. Values of ``fixed`` alone are computed once."""
     if settings.similarity == "ngf":
         return lambda warped, mask: ngf_distance(fixed, warped, grid, mask, settings.epsilon_hu_per_mm)
     if settings.similarity == "mind":
@@ -300,9 +304,9 @@ def distance(
 
 
 def _moving_grid(source: Grid, grid: Grid, affine: Affine, spacing_mm: float) -> Grid:
-    """The moving image's own voxels that the level may need, made coarser where they are finer than the level's.
+    """The part of the moving image's grid that the level may need, coarsened to the level's spacing where it is finer.
 
-    A third of the lungs' extent is kept around for displacements that leave them.
+    The margin is a third of the lungs' extent, for displacements that leave the lungs.
     """
     x, y, z = (max(1, n // 3) for n in grid.size)
     around = grid.cropped((-x, -y, -z), (grid.size[0] + 2 * x, grid.size[1] + 2 * y, grid.size[2] + 2 * z))

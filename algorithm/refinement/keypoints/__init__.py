@@ -1,9 +1,9 @@
 """Corresponding keypoints of a pair, found without training (Rühaak et al. 2017; corrField, Heinrich et al. 2015).
 
 `detect`   distinctive points of the fixed lungs
-`match`    where they lie in the moving image
+`match`    their positions in the moving image
 
-They hold a field to what can be told apart for certain, over distances that the gradient of an image does not reach.
+Keypoints attract a field to reliable correspondences, over distances that the gradient of an image does not reach.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class KeypointSettings:
-    """Detection and matching; made for voxels of about 2 mm, nearly isotropic."""
+    """Settings of detection and matching, for voxels of about 2 mm, nearly isotropic."""
 
     detect: DetectSettings = field(default_factory=DetectSettings)
     match: MatchSettings = field(default_factory=MatchSettings)
@@ -46,10 +46,11 @@ def find_keypoints(
     start: Float[Tensor, "1 3 z y x"] | None = None,
     settings: KeypointSettings = KeypointSettings(),
 ) -> Keypoints:
-    """Points of the fixed lungs and where u should take them: u(fixed_mm) = moving_mm - fixed_mm.
+    """Points of the fixed lungs and their targets under u: u(fixed_mm) = moving_mm - fixed_mm.
 
-    ``fixed`` (HU), lung ``mask`` and ``start`` (mm) on ``grid``; ``moving`` (HU) on any grid of the same world, that is
-    pre-aligned. Only what is left after ``start`` (None: no motion) is searched for, up to the radius of the settings.
+    ``fixed`` (HU), lung ``mask`` and ``start`` (mm) are on ``grid``; ``moving`` (HU) is pre-aligned, on any grid of the
+    same world. The search finds only the motion that remains after ``start`` (None: no motion), up to the radius of the
+    settings.
     """
     points = distinctive_points(fixed, mask, grid, settings.detect)
     offset, keep = displacements(fixed, grid, moving, moving_grid, points, start, settings.match)
@@ -66,10 +67,10 @@ def displacements(
     start: Float[Tensor, "1 3 z y x"] | None = None,
     settings: MatchSettings = MatchSettings(),  # noqa: B008  (immutable)
 ) -> tuple[Float[Tensor, "p 3"], Bool[Tensor, " p"]]:
-    """u (mm) at ``points``, voxels (x, y, z) of ``grid``, and which of them to trust; images as in `find_keypoints`.
+    """u (mm) at ``points``, voxels (x, y, z) of ``grid``, and which of them to keep; images as in `find_keypoints`.
 
-    With the start field u₀ and d found in moving ∘ (x + u₀(x)), u(x) = d + u₀(x + d). Points whose place lies outside
-    the moving field of view are not trusted.
+    With the start field u₀ and the offset d found in moving ∘ (x + u₀(x)), u(x) = d + u₀(x + d). Points with a position
+    outside the moving field of view are not kept.
     """
     margin = search_margin(grid, settings)
     around = grid.cropped(*_with_margin(grid, margin))
@@ -85,6 +86,6 @@ def displacements(
 
 
 def _with_margin(grid: Grid, margin: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Start and size of the grid with ``margin`` voxels (x, y, z) more to each side."""
+    """Start and size of the grid with ``margin`` more voxels (x, y, z) on each side."""
     (x, y, z), (nx, ny, nz) = margin, grid.size
     return (-x, -y, -z), (nx + 2 * x, ny + 2 * y, nz + 2 * z)

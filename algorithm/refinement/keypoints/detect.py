@@ -3,9 +3,9 @@
     S = G_ρ * (∇I ∇Iᵀ),    q = 1 / tr(S⁻¹)    in (HU/mm)²
 
 (Förstner and Gülch 1987; for lungs Heinrich et al. 2015 and Rühaak et al. 2017). S is the structure tensor of the image
-in the lung window, smoothed by a Gaussian of σ before the derivatives are taken and by one of ρ after the products. q
-is the harmonic mean of the eigenvalues over three: large only where the image changes along *all three*
-directions, as at forks and bends of vessels, not along their straight parts or at the pleura.
+in the lung window. A Gaussian of σ smooths the image before the derivatives, and a Gaussian of ρ smooths the products.
+q is the harmonic mean of the eigenvalues, divided by three. It is large only where the image changes along *all three*
+directions: at forks and bends of vessels, but not along their straight parts or at the pleura.
 """
 
 import math
@@ -22,20 +22,20 @@ from ...geometry import Grid, Vector
 
 @dataclass(frozen=True)
 class DetectSettings:
-    """How many points, and where; InputError where a value makes no sense."""
+    """Settings of the detection; InputError for a value out of range."""
 
     number: int = 2500
-    """At most so many points, the most distinctive ones."""
+    """Maximum number of points. The most distinctive ones are kept."""
     spacing_mm: float = 3.0
-    """Two points are farther apart than this along at least one index axis (up to rounding to voxels)."""
+    """Minimum distance of two points along at least one index axis (up to rounding to voxels)."""
     erosion_mm: float = 2.0
-    """Distance kept from the outline of the lung mask, where chest wall and lung slide along each other."""
+    """Minimum distance from the outline of the lung mask, where chest wall and lung slide along each other."""
     image_sigma_mm: float = 1.0
     """σ: smoothing before the derivatives."""
     tensor_sigma_mm: float = 1.4
-    """ρ: the neighbourhood over which a point is distinctive. With 2.8 mm there are three times fewer maxima."""
+    """ρ: size of the neighbourhood in which a point is distinctive. 2.8 mm gives a third of the maxima."""
     threshold_hu_per_mm: float = 1.0
-    """Least √q: below, there is noise."""
+    """Threshold for √q: lower values are noise."""
     low_hu: float = -1000.0
     high_hu: float = 200.0
 
@@ -57,10 +57,10 @@ def distinctive_points(
 ) -> Int[Tensor, "p 3"]:
     """Voxel indices (x, y, z) of distinctive points, the most distinctive first; none for an empty mask.
 
-    ``fixed`` in HU, ``mask`` of the lungs (0 to 1: above one half), both on ``grid``. The points are the local maxima
-    of q in windows of ``spacing_mm`` to each side, in the eroded mask and above the threshold. The window spreads them:
-    a vessel tree of strong contrast gets no more points per volume than the thin vessels under the pleura, and only
-    where there are more maxima than ``number`` the weakest are left out.
+    ``fixed`` (HU) and ``mask`` of the lungs (0 to 1; above one half counts) are on ``grid``. The points are the local
+    maxima of q in windows of ``spacing_mm`` to each side, in the eroded mask and above the threshold. The window
+    distributes the points: a vessel tree of strong contrast gets no more points per volume than the thin vessels under
+    the pleura. If there are more than ``number`` maxima, the weakest are left out.
     """
     values = distinctiveness(fixed.clamp(settings.low_hu, settings.high_hu), grid, settings)
     inner = eroded(mask > 0.5, grid, settings.erosion_mm)
@@ -77,7 +77,7 @@ def distinctiveness(
 ) -> Float[Tensor, "1 1 z y x"]:
     """q in (HU/mm)² at every voxel; 0 where the structure tensor is singular.
 
-    With adjugate and determinant, q = det S / tr adj S, there is nothing to invert.
+    q = det S / tr adj S (determinant and adjugate), so no matrix must be inverted.
     """
     xx, yy, zz, xy, xz, yz = structure_tensor(image, grid, settings.image_sigma_mm, settings.tensor_sigma_mm).unbind(1)
     minors = (yy * zz - yz * yz, xx * zz - xz * xz, xx * yy - xy * xy)
@@ -92,8 +92,8 @@ def structure_tensor(
 ) -> Float[Tensor, "1 6 z y x"]:
     """S in (HU/mm)² along the index axes: xx, yy, zz, xy, xz, yz.
 
-    tr S⁻¹ does not depend on the axes as long as they are orthonormal, so the grid's direction does not matter. Central
-    differences inside, one-sided at the border; border values are repeated under the Gaussians.
+    tr S⁻¹ is the same for all orthonormal axes, so the grid's direction does not matter. Differences are central
+    inside and one-sided at the border. The Gaussians repeat border values.
     """
     smooth = gaussian(image, grid, image_sigma_mm)
     x, y, z = (torch.gradient(smooth, spacing=s, dim=4 - axis)[0] for axis, s in enumerate(grid.spacing))
@@ -101,7 +101,7 @@ def structure_tensor(
 
 
 def gaussian(volume: Float[Tensor, "n c z y x"], grid: Grid, sigma_mm: float) -> Float[Tensor, "n c z y x"]:
-    """Gaussian of ``sigma_mm`` up to three σ (at least one voxel), border values repeated."""
+    """Smooth by a Gaussian of ``sigma_mm``, cut at three σ (at least one voxel); border values are repeated."""
     for axis, spacing in enumerate(grid.spacing):
         sigma = sigma_mm / spacing
         radius = max(1, math.ceil(3 * sigma))
@@ -117,7 +117,7 @@ def gaussian(volume: Float[Tensor, "n c z y x"], grid: Grid, sigma_mm: float) ->
 
 
 def eroded(mask: Bool[Tensor, "1 1 z y x"], grid: Grid, radius_mm: float) -> Bool[Tensor, "1 1 z y x"]:
-    """The mask less a box of ``radius_mm`` to each side; a mask that the border of the grid cuts goes on beyond it."""
+    """The mask eroded by a box of ``radius_mm`` to each side. At the border of the grid, the mask continues outside."""
     return box_maximum((~mask).float(), grid, radius_mm) == 0
 
 

@@ -1,14 +1,14 @@
-"""Where the keypoints lie in the moving image: discrete search, regularised on the graph of the keypoints.
+"""Positions of the keypoints in the moving image: discrete search, regularised on the graph of the keypoints.
 
     C_i(d)  ← mean over patch and channels of (MIND_F(p_i + q) - MIND_M(p_i + d + q))²        no unit, [0, 1]
     repeat: h_j(d)  ← min_e C̃_j(e) + w ‖d - e‖²
             C̃_i(d)  ← (C_i(d) + s · mean_{j ∈ N(i)} h_j(d)) / (1 + s)
 
 over all offsets d of whole voxels up to a radius; N(i) are the nearest keypoints. h is the message of min-sum belief
-propagation with a quadratic prior, computed along one axis after the other (Felzenszwalb and Huttenlocher 2006); here
-one message per point goes to all neighbours alike, so that loops may count evidence twice, which the weight s < k
-keeps in bounds. Then a parabola along each axis gives the fraction of a voxel. The same search starts from the found
-places back in the fixed image; what does not return is dropped (forward-backward check, Rühaak et al. 2017).
+propagation with a quadratic prior, computed along one axis after the other (Felzenszwalb and Huttenlocher 2006). Here
+each point sends the same message to all neighbours, so loops may count evidence twice; the weight s < k limits this.
+Then a parabola along each axis gives the fraction of a voxel. The same search goes from the found positions back to the
+fixed image. Points that do not return are dropped (forward-backward check, Rühaak et al. 2017).
 
 MIND-SSC (Heinrich et al. 2013) compares patches *within* one image, so the brighter lung at exhale does not matter.
 """
@@ -28,29 +28,29 @@ from ...objective.mind import mind_ssc
 from .detect import voxels
 
 POINTS_AT_ONCE = 128
-"""Their products fill 20 MB for offsets up to 4 voxels, 100 MB for 8."""
+"""Number of points that are processed together. Their products need 20 MB for offsets up to 4 voxels, 100 MB for 8."""
 OUTSIDE = 1.0
-"""Cost of a place without image: the most that the squared difference of two descriptors can be."""
+"""Cost of a position outside the image: the largest squared difference of two descriptors."""
 
 
 @dataclass(frozen=True)
 class MatchSettings:
-    """The search; InputError where a value makes no sense."""
+    """Settings of the search; InputError for a value out of range."""
 
     radius_mm: float = 8.0
-    """Largest offset along each index axis. Work and memory grow with its cube."""
+    """Maximum offset along each index axis. Time and memory grow with its cube."""
     patch_mm: float = 2.0
-    """Half the edge of the patch that is compared."""
+    """Half the edge of the compared patch."""
     neighbours: int = 8
-    """k, nearest keypoints that each is tied to."""
+    """k: number of nearest keypoints that each keypoint is connected to."""
     iterations: int = 6
-    """How often messages are passed."""
+    """Number of rounds of message passing."""
     weight_per_mm2: float = 0.003
-    """w, cost of the squared difference (mm²) between the offsets of neighbours."""
+    """w: weight of the squared difference (mm²) between the offsets of neighbours."""
     share: float = 1.0
-    """s, how much all neighbours together count beside the point's own cost."""
+    """s: weight of all neighbours together, relative to the point's own cost."""
     tolerance_mm: float = 2.0
-    """How far from its start a match back may end."""
+    """Maximum distance between a point and its match back."""
 
     def __post_init__(self) -> None:
         for name in ("radius_mm", "patch_mm", "tolerance_mm"):
@@ -69,12 +69,12 @@ def match(
     settings: MatchSettings = MatchSettings(),
     valid: Bool[Tensor, "1 1 zm ym xm"] | None = None,
 ) -> tuple[Float[Tensor, "p 3"], Bool[Tensor, " p"]]:
-    """Offsets d in world mm with warped(x + d) like fixed(x), and which of them to keep.
+    """Offsets d in world mm with warped(x + d) similar to fixed(x), and which of them to keep.
 
-    ``fixed`` in HU on ``grid``, where the ``points`` are voxels (x, y, z); ``warped`` in HU on that grid with
-    `search_margin` more voxels to each side, for points near the border. Kept are offsets that the search back from
-    x + d confirms, and whose patch lies where ``warped`` is ``valid`` (default: everywhere) and has any contrast (a
-    constant fill has none). The offset is the mean of the search there and the one back.
+    ``fixed`` (HU) is on ``grid``, and the ``points`` are voxels (x, y, z) of it. ``warped`` (HU) is on that grid with
+    `search_margin` more voxels on each side, for points near the border. An offset is kept if the search back from
+    x + d confirms it, and if its patch lies where ``warped`` is ``valid`` (default: everywhere) and has any contrast (a
+    constant fill has none). The offset is the mean of the forward and the backward search.
     """
     margin = search_margin(grid, settings)
     expected = tuple(n + 2 * m for n, m in zip(grid.size, margin, strict=True))[::-1]
@@ -98,7 +98,7 @@ def match(
 
 
 def search_margin(grid: Grid, settings: MatchSettings = MatchSettings()) -> Size:
-    """Voxels (x, y, z) around the fixed grid that a search reaches, patch and all."""
+    """Number of voxels (x, y, z) around the fixed grid that a search reaches, including the patch."""
     reach, patch = (radius_voxels(grid.spacing, length) for length in (settings.radius_mm, settings.patch_mm))
     x, y, z = (a + b for a, b in zip(reach, patch, strict=True))
     return x, y, z
@@ -110,7 +110,7 @@ def radius_voxels(spacing: Vector, length_mm: float) -> Size:
     return x, y, z
 
 
-# ---- what is compared
+# ---- features
 
 
 @dataclass(frozen=True)
@@ -118,14 +118,14 @@ class Features:
     """MIND-SSC of one image on the fixed grid, or on that grid with a margin."""
 
     values: Float[Tensor, "z y x 12"]
-    """0 to 1; channels last, so that a voxel is gathered in one piece."""
+    """0 to 1; channels last, so that the values of a voxel are contiguous."""
     valid: Bool[Tensor, "z y x"]
-    """Where there is image, and contrast."""
+    """Whether a voxel lies in the image and has contrast."""
     margin: Size
     """Voxels (x, y, z) before the first voxel of the fixed grid."""
 
     def at(self, index: Int[Tensor, "*p 3"], volume: Tensor) -> Tensor:
-        """Rows of ``volume`` (z y x or z y x c) at voxels (x, y, z) of the fixed grid; outside, the border's."""
+        """Rows of ``volume`` (z y x or z y x c) at voxels (x, y, z) of the fixed grid; outside, border values."""
         nz, ny, nx = self.valid.shape
         x, y, z = (
             (index[..., a] + m).clamp(0, n - 1) for a, (m, n) in enumerate(zip(self.margin, (nx, ny, nz), strict=True))
@@ -141,7 +141,7 @@ class Features:
 
 
 def features(image: Float[Tensor, "1 1 z y x"], valid: Bool[Tensor, "1 1 z y x"] | None, margin: Size) -> Features:
-    """MIND-SSC and validity: where ``valid``, and where not all voxels around have the same value."""
+    """MIND-SSC and validity: ``valid``, and not all voxels around have the same value."""
     flat = F.max_pool3d(image, 3, stride=1, padding=1) == -F.max_pool3d(-image, 3, stride=1, padding=1)
     seen = ~flat if valid is None else valid & ~flat
     return Features(mind_ssc(image)[0].permute(1, 2, 3, 0).contiguous(), seen[0, 0], margin)
@@ -158,7 +158,7 @@ def search(
     spacing: Vector,
     settings: MatchSettings,
 ) -> tuple[Int[Tensor, "p 3"], Float[Tensor, "p 3"]]:
-    """Where each point of ``source`` lies in ``target``: the offset in whole voxels (x, y, z), and refined."""
+    """Offset of each point of ``source`` in ``target``: in whole voxels (x, y, z), and refined to fractions."""
     costs = patch_costs(source, target, points, spacing, settings)
     return best_offsets(regularised(costs, neighbours, spacing, settings))
 
@@ -166,9 +166,10 @@ def search(
 def patch_costs(
     source: Features, target: Features, points: Int[Tensor, "p 3"], spacing: Vector, settings: MatchSettings
 ) -> Float[Tensor, "p dz dy dx"]:
-    """C at all offsets: by ‖a - b‖² = ‖a‖² + ‖b‖² - 2 a·b, all products of patch and surroundings in one go.
+    """C at all offsets.
 
-    The products of ``POINTS_AT_ONCE`` points are held at a time.
+    With ‖a - b‖² = ‖a‖² + ‖b‖² - 2 a·b, all products of patch and surroundings are computed together, for
+    `POINTS_AT_ONCE` points at a time.
     """
     reach, patch = (radius_voxels(spacing, length) for length in (settings.radius_mm, settings.patch_mm))
     offsets, inner = box(reach, points.device), box(patch, points.device)
@@ -198,7 +199,7 @@ def box(radius: Size, device: torch.device) -> Int[Tensor, "dz dy dx 3"]:
 
 
 def nearest(points_mm: Float[Tensor, "p 3"], neighbours: int) -> Int[Tensor, "p k"]:
-    """The ``neighbours`` nearest other points of each, fewer where there are not so many."""
+    """The ``neighbours`` nearest other points of each point, or all of them if there are fewer."""
     count = min(neighbours, len(points_mm) - 1)
     index = []
     for start in range(0, len(points_mm), POINTS_AT_ONCE):
@@ -211,7 +212,7 @@ def nearest(points_mm: Float[Tensor, "p 3"], neighbours: int) -> Int[Tensor, "p 
 def regularised(
     costs: Float[Tensor, "p dz dy dx"], neighbours: Int[Tensor, "p k"], spacing: Vector, settings: MatchSettings
 ) -> Float[Tensor, "p dz dy dx"]:
-    """C̃ after all iterations; its zero is arbitrary."""
+    """C̃ after all iterations, up to a constant."""
     belief = costs
     count = neighbours.shape[1]
     for _ in range(settings.iterations if count else 0):
@@ -225,13 +226,13 @@ def regularised(
 
 
 def lower_envelope(costs: Float[Tensor, "p dz dy dx"], spacing: Vector, weight: float) -> Float[Tensor, "p dz dy dx"]:
-    """h(d) = min_e (c(e) + w ‖d - e‖²), separable: one axis after the other. ``weight`` in 1/mm²."""
+    """h(d) = min_e (c(e) + w ‖d - e‖²), computed one axis after the other (it is separable). ``weight`` is in 1/mm²."""
     for dim in (1, 2, 3):
         lowest = costs.clone()
         size = costs.shape[dim]
         for step in range(1, size):
             penalty = weight * (step * spacing[3 - dim]) ** 2
-            if penalty > OUTSIDE:  # no cost is higher: it could not be the least
+            if penalty > OUTSIDE:  # no cost is higher, so this step cannot give the minimum
                 break
             low, high = lowest.narrow(dim, 0, size - step), lowest.narrow(dim, step, size - step)
             low.copy_(torch.minimum(low, costs.narrow(dim, step, size - step) + penalty))
@@ -241,9 +242,9 @@ def lower_envelope(costs: Float[Tensor, "p dz dy dx"], spacing: Vector, weight: 
 
 
 def best_offsets(costs: Float[Tensor, "p dz dy dx"]) -> tuple[Int[Tensor, "p 3"], Float[Tensor, "p 3"]]:
-    """The least cost: offset in whole voxels (x, y, z), and with the vertex of a parabola along each axis.
+    """Offset of the least cost: in whole voxels (x, y, z), and with the vertex of a parabola along each axis.
 
-    No parabola at the border of the range, nor where one is not convex.
+    At the border of the range, and where the parabola is not convex, the offset stays in whole voxels.
     """
     shape = costs.shape[1:]
     place = costs.flatten(1).argmin(dim=1)
