@@ -1,4 +1,4 @@
-"""How many threads, and how they wait: settled before torch is loaded, since OpenMP reads it when it loads.
+"""Number of threads, and how they wait. Both must be set before torch is loaded, because OpenMP reads them then.
 
 This module imports nothing but the standard library.
 """
@@ -13,13 +13,13 @@ OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def share_processors() -> None:
-    """Sets environment variables for OpenMP (torch) and ITK, those that the user has not set.
+    """Set the environment variables of OpenMP (torch) and ITK that the user has not set.
 
-    Threads that wait for each other sleep. By default they spin, for milliseconds: as soon as anything else runs on the
-    processors, they keep from working the very thread that they wait for.
+    Threads that wait for each other sleep. By default they spin for milliseconds. If anything else runs on the
+    processors, spinning threads then take the processor from the thread that they wait for.
 
-    No more threads than processors by the container's quota. The processors that the process may run on at all
-    (taskset, cpuset) both libraries count themselves.
+    There are no more threads than processors in the container's quota. Both libraries themselves count the processors
+    on which the process may run (taskset, cpuset).
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     quota = cpu_quota()
@@ -30,13 +30,13 @@ def share_processors() -> None:
 
 
 def take_threads(number: int) -> None:
-    """So many threads for all libraries, whatever was set before; one that is loaded already does not notice."""
+    """Set the number of threads for all libraries, whatever was set before. Libraries already loaded ignore it."""
     for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[name] = str(number)
 
 
 def cpu_quota() -> float:
-    """Processors' worth of time that the control groups of this process allow; inf without a limit, or elsewhere."""
+    """Number of processors that the control groups of this process allow; inf without a limit or without Linux."""
     quotas = [math.inf]
     with suppress(OSError, ValueError):
         for line in OWN_CGROUPS.read_text().splitlines():
@@ -49,13 +49,13 @@ def cpu_quota() -> float:
 
 
 def _up_from(root: Path, path: str) -> list[Path]:
-    """The group's folder and those above it, each of which may limit; in a container often only the root is there."""
+    """The group's folder and all folders above it: each may have a limit. A container often has only the root."""
     group = root / path.lstrip("/")
     return [folder for folder in (group, *group.parents) if folder == root or root in folder.parents]
 
 
 def _quota_v2(folder: Path) -> float:
-    """cpu.max holds the time and the period, or "max" for the time."""
+    """The quota of cpu.max, which has the time (or "max") and the period."""
     with suppress(OSError, ValueError):
         time, period = (folder / "cpu.max").read_text().split()
         return math.inf if time == "max" else int(time) / int(period)
@@ -63,7 +63,7 @@ def _quota_v2(folder: Path) -> float:
 
 
 def _quota_v1(folder: Path) -> float:
-    """-1 is no limit."""
+    """The quota of cpu.cfs_quota_us and cpu.cfs_period_us; a quota of -1 means no limit."""
     with suppress(OSError, ValueError):
         time, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return time / period if time > 0 else math.inf

@@ -1,4 +1,4 @@
-"""GPU or CPU, and what happens when the GPU fails."""
+"""Choice of GPU or CPU, and the fallback when the GPU fails."""
 
 import warnings as python_warnings
 from collections.abc import Callable
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 def choose_device(option: str, report: Report) -> torch.device:
-    """The device for ``--device``; auto without a GPU that works is the CPU, with a warning.
+    """The device for ``--device``; auto without a working GPU is the CPU, with a warning.
 
-    Single precision on the GPU is single precision: TF32, which PyTorch otherwise takes for convolutions, would round
-    their factors to 10 bits. The U-Nets run in half precision, and the refinement wants exact sums.
+    Single precision on the GPU is real single precision: TF32, PyTorch's default for convolutions, would round their
+    factors to 10 bits. The U-Nets run in half precision anyway, and the refinement needs exact sums.
     """
     if option == "cpu":
         return torch.device("cpu")
@@ -32,8 +32,8 @@ def choose_device(option: str, report: Report) -> torch.device:
 
 
 def gpu_trouble() -> str | None:
-    """Why there is no GPU that computes, tried by a convolution; None where there is one."""
-    with python_warnings.catch_warnings(record=True) as said:  # a driver that is too old is only warned of
+    """The reason why no GPU works, tested with a convolution; None if a GPU works."""
+    with python_warnings.catch_warnings(record=True) as said:  # a driver that is too old causes only a warning
         python_warnings.simplefilter("always")
         try:
             if torch.cuda.is_available():
@@ -48,9 +48,9 @@ def gpu_trouble() -> str | None:
 def on_device(
     stage: str, function: Callable[[torch.device], T], device: torch.device, report: Report, insist: bool = False
 ) -> T:
-    """``function(device)``; again on the CPU, with a warning, where the GPU's memory does not suffice.
+    """``function(device)``. If the GPU's memory does not suffice, it is repeated on the CPU, with a warning.
 
-    Likewise where driver or libraries cannot use the GPU, unless the user ``insist``s on it.
+    The same happens if driver or libraries cannot use the GPU, unless the user ``insist``s on it.
     """
     try:
         return function(device)
@@ -59,8 +59,8 @@ def on_device(
             raise
         why = "for lack of memory on the GPU" if out_of_memory(error) else "since the GPU cannot be used"
         reason = first_line(error)
-    # only here is nothing left of what the first attempt held: its traceback did
-    with suppress(RuntimeError):  # of a GPU that failed
+    # outside the except block, because the traceback kept the memory of the first attempt
+    with suppress(RuntimeError):  # the failed GPU may raise again
         torch.cuda.empty_cache()
     report.warn(f"{stage} was repeated on the CPU, {why} ({reason}).")
     return function(torch.device("cpu"))

@@ -16,30 +16,30 @@ class InputError(ValueError):
 
 
 class Progress(logging.StreamHandler):
-    """Messages for stdout. Where they cannot be written (a full disk, a pipe that was closed) the job goes on.
+    """Messages for stdout. If they cannot be written (full disk, closed pipe), the job continues.
 
-    On a terminal a ``passing`` message waits on its line for the one that comes ``instead`` of it; in a file or a pipe
-    every message is a line.
+    On a terminal, the next message with ``instead`` overwrites a ``passing`` message. In a file or a pipe, every
+    message is a line.
     """
 
     waiting = False
 
     def format(self, record: logging.LogRecord) -> str:
-        """The message, after what ends or clears the line that waits."""
+        """The message, after the characters that end or clear a waiting line."""
         before = "" if not self.waiting else "\r\x1b[2K" if getattr(record, "instead", False) else "\n"
         self.waiting = bool(getattr(record, "passing", False)) and self.stream.isatty()
         self.terminator = "" if self.waiting else "\n"
         return before + super().format(record)
 
     def end_line(self) -> None:
-        """Before something else is printed."""
+        """End a waiting line before something else is printed."""
         if self.waiting:
             self.waiting = False
             with suppress(OSError):
                 print(file=self.stream, flush=True)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """From here on, all goes to /dev/null: what is left in the buffer would fail again at the end."""
+        """Redirect all further output to /dev/null: the rest of the buffer would fail again at the end."""
         if not isinstance(sys.exc_info()[1], OSError):
             return super().handleError(record)
         with Path(os.devnull).open("w") as nowhere:
@@ -47,13 +47,14 @@ class Progress(logging.StreamHandler):
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT came. No Exception, so that nobody takes it for a fault."""
+    """SIGTERM or SIGINT came. Not an Exception, so that no ``except Exception`` catches it."""
 
 
 def exit_code(job: Callable[[], None]) -> int:
-    """Runs a command line's job, progress on stdout: 0 done; otherwise with a sentence on stderr, its last line.
+    """Run the job of a command line, with progress on stdout. Returns the exit code.
 
-    2 bad input; 1 a fault; 128 and the signal's number (130, 143) when SIGINT or SIGTERM came in `stopped_by_signals`.
+    0: done. Otherwise, the last line of stderr is a sentence, and the code is 2 for bad input, 1 for a fault, or 128
+    plus the signal's number (130, 143) if SIGINT or SIGTERM came in `stopped_by_signals`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[Progress(sys.stdout)])
     try:
@@ -84,14 +85,14 @@ def _failed(sentence: str, code: int) -> int:
 
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise `Stopped` in the body, so that it cleans up. Only in the main thread.
+    """SIGTERM and SIGINT raise `Stopped` in the body, so that it can clean up. Use it in the main thread only.
 
-    As process 1 of a container Python would not even end by SIGTERM without a handler.
+    Without a handler, SIGTERM would not even end Python as process 1 of a container.
     """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for other in before:
-            signal.signal(other, signal.SIG_IGN)  # a second one would disturb the cleaning up
+            signal.signal(other, signal.SIG_IGN)  # a second signal would disturb the clean-up
         raise Stopped(signal.Signals(number))
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -105,7 +106,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, the machine's or the GPU's, did not suffice: the libraries have no one exception for it."""
+    """Whether the memory of the machine or the GPU did not suffice. The libraries have no common exception for it."""
     text = str(error)
     onednn = ("could not create a primitive", "could not execute a primitive")
     pytorch = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED", *onednn)
@@ -129,17 +130,17 @@ UNUSABLE_GPU = (
 
 
 def gpu_unusable(error: BaseException) -> bool:
-    """Whether driver and libraries cannot work with the GPU; faults of a program that runs on it are others."""
+    """Whether driver and libraries cannot use the GPU. Faults of a program that runs on the GPU do not count."""
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in UNUSABLE_GPU)
 
 
 def first_line(error: object) -> str:
-    """Of what a library says, the part that a sentence can quote."""
+    """The part of a library's message that a sentence can quote."""
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held. On Linux without that of the program which started it."""
+    """Peak memory of this process. On Linux, without the memory of the program that started it."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -148,7 +149,7 @@ def peak_memory_bytes() -> int:
 
 
 def memory_sentence(error: BaseException) -> str:
-    """What was asked for, what the process had held at most, and what the machine has."""
+    """Message with the requested memory, the peak of the process, and the memory of the machine."""
     page, gb = os.sysconf("SC_PAGE_SIZE"), 1e9
     total, free = (os.sysconf(name) * page / gb for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     lines = str(error).splitlines() or ["no more could be had"]

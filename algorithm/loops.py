@@ -1,7 +1,7 @@
 """Loops over voxels, compiled by numba for the processor at hand.
 
-Compiled code is kept beside the file that has the loop, or in the user's cache, or where NUMBA_CACHE_DIR says, for the
-next import. Where none of these can be written, it is compiled each time, which takes some seconds.
+Compiled code is stored for the next import: beside the file of the loop, in the user's cache, or in NUMBA_CACHE_DIR. If
+none of these is writable, the code is compiled each time, which takes some seconds.
 """
 
 import inspect
@@ -15,15 +15,15 @@ f4, i4 = numba.float32, numba.int32
 
 
 def compiled_loop(signature: str | None = None) -> Callable[[Function], Function]:
-    """Compiles a function, at once where the signature is given; it runs without Python's lock."""
+    """Compile a function that runs without Python's lock. With a signature, it is compiled immediately."""
 
     def compiled(function: Function) -> Function:
-        plain = inspect.unwrap(function)  # without the checks of types that tests put around
-        if signature is None:  # becomes part of those that call it
+        plain = inspect.unwrap(function)  # without the type checks that tests add
+        if signature is None:  # compiled as part of its callers
             return cast(Function, numba.njit(nogil=True)(plain))
         try:
             return cast(Function, numba.njit(signature, nogil=True, cache=True)(plain))
-        except Exception:  # whatever is wrong with the files that keep compiled code, it can be compiled anew
+        except Exception:  # any fault of the stored code: compile it again
             return cast(Function, numba.njit(signature, nogil=True)(plain))
 
     return compiled
@@ -31,7 +31,7 @@ def compiled_loop(signature: str | None = None) -> Callable[[Function], Function
 
 @compiled_loop()
 def cell(index, size):  # type: ignore[no-untyped-def]
-    """Of a continuous index: first voxel of its cell, share of the next one, whether it is beyond the voxel centres."""
+    """First voxel of the cell of a continuous index, weight of the next voxel, whether it is beyond the centres."""
     clamped = min(max(index, 0.0), size - 1.0)
     first = min(int(clamped), size - 2)
     return first, f4(clamped - first), clamped != index

@@ -4,7 +4,7 @@ prepare    affine map between the lungs; box around the fixed lungs, resized to 
 cascade    displacement field on the network grid
 refine     minimisation of the objective for this pair, from the cascade's field
 unfold     local repair where the field folds
-quality    figures that say whether to trust it, and the expected error
+quality    figures that show whether to trust the field, and the expected error
 """
 
 import copy
@@ -37,10 +37,10 @@ from .report import Report
 log = logging.getLogger(__name__)
 
 REFINE = {"fast": FAST, "full": FULL}
-"""By the names of ``--refine``."""
+"""Settings by the names of ``--refine``."""
 
 MOST_REPAIRED = 0.01
-"""A share of the field's voxels; more repair than that is reported as a warning."""
+"""If a larger share of the field's voxels is repaired, there is a warning."""
 
 
 class Registered(NamedTuple):
@@ -48,7 +48,7 @@ class Registered(NamedTuple):
 
     transform: Transform
     expected: ExpectedError | None
-    """None where the weights come without a model of the error."""
+    """None if the weights have no error model, or if only one direction was registered."""
 
 
 def register(
@@ -60,16 +60,16 @@ def register(
     report: Report,
     insist: bool = False,
 ) -> Registered:
-    """Registers two scans; ``refinement`` is off, fast or full. Says in ``report`` how well it went.
+    """Register two scans; ``refinement`` is off, fast or full. ``report`` gets the quality figures and warnings.
 
-    Where the GPU cannot be used, the CPU takes over, with a warning; not so if the user ``insist``s on the device.
+    If the GPU cannot be used, the CPU replaces it, with a warning, unless the user ``insist``s on the device.
     """
     with ThreadPoolExecutor(1) as pool:  # most of the preparation is one thread's work
         ready = pool.submit(get_ready, weights.cascade, device)
         with report.timed("prepare"):
             pair = prepare(fixed, moving, weights.cascade.settings.network_size)
         ready.result()
-    backwards = refinement == "off" and weights.errors is not None  # otherwise nobody asks
+    backwards = refinement == "off" and weights.errors is not None  # otherwise it is not needed
     with report.timed("cascade"):
         found = on_device(
             "The cascade",
@@ -106,11 +106,11 @@ def refined(
     model: ErrorModel | None,
     device: torch.device,
 ) -> Refined:
-    """The refinement from the cascade's field. Where the error that is expected of it is large, once more with more
-    reach, and the one of which less is expected.
+    """The refinement from the cascade's field.
 
-    Not always with more reach: where the cascade is right, larger steps on coarser images can lose what it found
-    (copd_like covidctmd_normal001_109: 0.48 mm, with a level of 8 mm 0.66).
+    If its expected error is large, the refinement is repeated with one coarser level (`farther`), and the result with
+    the smaller expected error is returned. The coarser level is not always used: where the cascade is right, larger
+    steps on coarser images can lose its result (copd_like covidctmd_normal001_109: 0.48 mm, with a level of 8 mm 0.66).
     """
 
     def result(settings: RefineSettings) -> Refined:
@@ -126,9 +126,9 @@ def refined(
 
 @torch.no_grad()
 def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report, backwards: bool = False) -> Refined:
-    """The cascade's field, continued around the lungs; in single precision where half precision overflows.
+    """The cascade's field, continued around the lungs; in single precision if half precision overflows.
 
-    With ``backwards``, `Refined.inconsistency_mm` is its distance from the `second_opinion`.
+    With ``backwards``, `Refined.inconsistency_mm` is the distance of the field from the `second_opinion`.
     """
     there = pair.to(device)
     images = there.fixed, there.grid, there.moving, there.moving_grid
@@ -142,14 +142,16 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     apart = None
     if backwards and (opinion := second_opinion(there, networks)) is not None:
         apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
-    with ThreadPoolExecutor(1) as pool:  # to give memory back takes longer than one thinks
+    with ThreadPoolExecutor(1) as pool:  # freeing the memory takes time, too
         pool.submit(release, networks)
         return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
 
 
 def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y x"] | None:
-    """The same displacement (mm) at half the resolution, from the other direction: the inverse of that from the moving
-    to the fixed image, by all levels but the finest, which takes most of the time. None where there is no other level.
+    """The displacement (mm) at half the resolution, from the other direction: the inverse of the cascade's field from
+    the moving to the fixed image.
+
+    It uses all levels except the finest, which takes most of the time. None if there is no other level.
     """
     levels = sum(factor > 1 for factor in networks.settings.factors)
     if not levels or any(factor % 2 for factor in networks.settings.factors[:levels]):
@@ -164,7 +166,7 @@ def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y 
 def error_of(pair: Prepared, moving: Subject, result: Refined, model: ErrorModel) -> ExpectedError:
     """The expected error on the network grid at half its resolution, in the lungs that the moving image shows.
 
-    ValueError where only one direction was registered.
+    ValueError if only one direction was registered.
     """
     if result.inconsistency_mm is None:
         raise ValueError("the expected error needs both directions")
@@ -177,7 +179,7 @@ def error_of(pair: Prepared, moving: Subject, result: Refined, model: ErrorModel
 def estimate(
     pair: Prepared, moving: Subject, result: Refined, model: ErrorModel, report: Report
 ) -> ExpectedError | None:
-    """`error_of`, with its figures and warnings in ``report``. None where only one direction was registered."""
+    """`error_of`, with its figures and warnings in ``report``. None if only one direction was registered."""
     if result.inconsistency_mm is None:
         return None
     expected = error_of(pair, moving, result, model)
@@ -189,7 +191,7 @@ def estimate(
 
 
 def get_ready(cascade: Cascade, device: torch.device) -> None:
-    """Compiles what `predict` will ask for."""
+    """Compile the loops and networks that `predict` uses."""
     if device.type == "cpu":
         has_loop()
     if device.type == "cpu" and pays():
@@ -197,10 +199,10 @@ def get_ready(cascade: Cascade, device: torch.device) -> None:
 
 
 def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> Cascade:
-    """The cascade as it runs fastest on a device in that precision."""
+    """The fastest form of the cascade for this device and precision."""
     if device.type == "cpu" and pays():
         return compiled(cascade, precision)
-    if device.type != "cpu":  # a copy: from a GPU that fails, the weights could not be taken back
+    if device.type != "cpu":  # a copy: if the GPU fails, its weights cannot be read back
         cascade = copy.deepcopy(cascade).to(device)
     cascade.precision = precision
     return cascade
@@ -208,7 +210,7 @@ def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> C
 
 @torch.no_grad()
 def checked_transform(pair: Prepared, moving: Subject, result: Refined, report: Report) -> Transform:
-    """Repairs the field where it folds, and says in ``report`` what became of it."""
+    """Repair the field where it folds, and put its quality figures and warnings into ``report``."""
     with report.timed("unfold"):
         displacement, repaired = unfold(result.displacement.cpu(), result.grid)
     if repaired > MOST_REPAIRED * displacement[0, 0].numel():
@@ -223,11 +225,11 @@ def checked_transform(pair: Prepared, moving: Subject, result: Refined, report: 
 
 
 def inconsistency(pair: Prepared, result: Refined) -> dict[str, float]:
-    """Mean and 95th percentile (mm) in the lungs of the distance between both directions, where both were done."""
+    """Mean and 95th percentile (mm) of the distance between both directions in the lungs; empty for one direction."""
     if result.inconsistency_mm is None:
         return {}
     lungs = resample(pair.fixed_lungs, pair.grid, result.grid) > 0.5
     values = result.inconsistency_mm.cpu()[lungs]
-    if not len(values):  # lungs thinner than the voxels of the field
+    if not len(values):  # the lungs are thinner than the voxels of the field
         return {}
     return {"inconsistency_mm": float(values.mean()), "inconsistency_p95_mm": float(values.quantile(0.95))}

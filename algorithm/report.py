@@ -1,4 +1,4 @@
-"""What results.json says of a run: version, weights, device, timings in s, quality figures, warnings."""
+"""Contents of results.json: version, weights, device, timings in s, quality figures, warnings."""
 
 import logging
 import time
@@ -30,13 +30,13 @@ STAGES = {
     "write function": "Writing the lung function",
     "write page": "Making the page to look at",
 }
-"""The steps of a run: names of the timings in results.json, and words for them."""
+"""The steps of a run: their names in the timings of results.json, and their names for people."""
 
 
 class Report:
-    """Collects what is said during a run.
+    """Collects values, timings and warnings during a run.
 
-    ``steps`` are the names of those that will come: `timed` counts along them, for people.
+    ``steps`` are the names of the coming steps; `timed` shows their numbers to the user.
     """
 
     def __init__(self, steps: Sequence[str] = ()) -> None:
@@ -47,17 +47,17 @@ class Report:
         self._warnings: list[str] = []
 
     def set(self, **values: Any) -> None:
-        """Entries of results.json."""
+        """Set entries of results.json."""
         self._values |= values
 
     def warn(self, message: str) -> None:
-        """A sentence that the user should read; also logged."""
+        """Add a sentence that the user should read; it is also logged."""
         log.warning(message)
         self._warnings.append(message)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Adds the time that the body takes to the timing ``name``; says when it begins, and what it took."""
+        """Add the time of the body to the timing ``name``; log its begin and its duration."""
         words = self._numbered(name)
         log.info("%s ...", words, extra={"passing": True})
         start = time.monotonic()
@@ -67,12 +67,12 @@ class Report:
         self._timings[name] = self._timings.get(name, 0.0) + seconds
 
     def _numbered(self, name: str) -> str:
-        """The step in words, and which of how many it is where that is known."""
+        """The step in words, with its number if that is known."""
         words = STAGES.get(name, name)
         return f"[{self._steps.index(name) + 1}/{len(self._steps)}] {words}" if name in self._steps else words
 
     def to_dict(self) -> dict[str, Any]:
-        """results.json."""
+        """The contents of results.json."""
         timings = self._timings | {"total": time.monotonic() - self._started}
         return self._values | {
             "timings_s": {name: round(value, 3) for name, value in timings.items()},
