@@ -1,1 +1,1 @@
-"""The door: which files are read, reading with all checks, writing all or nothing."""
+"""Input and output files: finding them, reading them with all checks, and writing each one completely or not at all."""

@@ -1,8 +1,8 @@
-"""A folder with the slices of one CT series in DICOM: which files, in which order, on which grid.
+"""A folder with the slices of one CT series in DICOM: finds the files, their order and their grid.
 
 GDCM (in SimpleITK) decodes the files, compressed ones too, and applies rescale slope and intercept. Whether the slices
-make up a volume is checked here: SimpleITK stacks whatever it is given, across gaps and tilted gantries. Where each
-frame of an enhanced CT lies is read by pydicom: SimpleITK tells of the first one only.
+make up a volume is checked here, because SimpleITK stacks any slices, even across gaps and with a tilted gantry.
+pydicom reads the position of each frame of an enhanced CT, because SimpleITK returns that of the first frame only.
 """
 
 import itertools
@@ -19,18 +19,19 @@ from pydicom.dataset import Dataset
 from ..errors import InputError
 
 GAP_MM, GAP_SHARE = 0.1, 0.1
-"""By so much, the larger of mm and share of the usual distance, slices may stand apart unevenly: positions are text."""
+"""Largest accepted deviation of a slice distance from the usual one: 0.1 mm or a share of 0.1 of the usual distance,
+whichever is larger. Positions are stored as text."""
 SAME_PLACE_MM = 0.01
 SIDEWAYS_MM = 0.5
-"""So far in plane may the slices of an upright stack be shifted against each other."""
+"""Largest accepted in-plane shift between the slices of an upright stack."""
 LEAST_SLICES = 2
 MOST_ALTERNATING = 1.08
-"""Of `_alternation`. In 44 scans, with much noise added or not, it was 1.005 at most; with the slices of two phases of
-breathing in turn 1.14 or more, of two breath-holds above 1.8."""
+"""Threshold for `_alternation`. In 44 scans, with and without strong added noise, it was at most 1.005. With
+alternating slices of two breathing phases it was 1.14 or more, of two breath-holds above 1.8."""
 LISTED = 5
-"""A sentence names so many kinds of objects or acquisitions,"""
+"""Maximum number of kinds of objects or acquisitions that a message lists."""
 LISTED_SERIES = 4
-"""and so many series."""
+"""Maximum number of series that a message lists."""
 SERIES, DESCRIPTION, MODALITY, IMAGE_TYPE = "0020|000e", "0008|103e", "0008|0060", "0008|0008"
 CLASS, ACQUISITION = "0008|0016", "0020|0012"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
@@ -41,14 +42,15 @@ GROUPS = {
     PIXEL_SPACING: ("PixelMeasuresSequence", "PixelSpacing"),
     ACQUISITION: ("FrameContentSequence", "FrameAcquisitionNumber"),
 }
-"""Where the frames of an enhanced CT have what classic slices have as tags."""
+"""For each tag of classic slices, the functional group and the attribute that hold it in the frames of an enhanced
+CT."""
 SECONDARY_CAPTURE, ENHANCED = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.2."
-"""What the UIDs of these SOP classes begin with."""
+"""Beginnings of the UIDs of these SOP classes."""
 
 
 @dataclass(frozen=True)
 class _Header:
-    """Of a file, or of one frame of it."""
+    """The header of a file, or of one frame of it."""
 
     path: Path
     size: tuple[int, ...]
@@ -57,10 +59,11 @@ class _Header:
     tags: dict[str, str]
     frame: int = 0
     rescale: tuple[float, float] = (1.0, 0.0)
-    """Slope and intercept of this frame, after those of the first, which GDCM applies to all."""
+    """Slope and intercept that are still to be applied to this frame after those of the first frame, which GDCM applies
+    to all."""
 
     def numbers(self, tag: str, count: int) -> np.ndarray:
-        """A tag's numbers; InputError unless there are so many finite ones."""
+        """The numbers of a tag; InputError unless there are exactly ``count`` finite ones."""
         text = self.tags.get(tag, "")
         try:
             numbers = np.array([float(part) for part in text.split("\\")])
@@ -83,14 +86,14 @@ class Series:
     origin: tuple[float, float, float]
     """mm, LPS."""
     direction: Float[np.ndarray, "3 3"]
-    """Not checked for right angles within the slices."""
+    """Right angles within the slices are not checked."""
     remarks: tuple[str, ...]
-    """What in the folder was left out."""
+    """Sentences on the files of the folder that were left out."""
 
     def read(self) -> Shaped[np.ndarray, "z y x"]:
-        """The values, rescaled; file by file, so those of classic slices are held once.
+        """The rescaled values. Classic slices are read file by file, so that their values are in memory only once.
 
-        InputError when a file cannot be decoded, or two volumes take turns from slice to slice.
+        InputError when a file cannot be decoded, or when slices of two volumes alternate.
         """
         types = {header.pixel_type for header in self.slices}  # slices of one series may differ
         kinds = [sitk.GetArrayViewFromImage(sitk.Image(1, 1, kind)).dtype for kind in types]
@@ -118,17 +121,18 @@ class Series:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Whether a file there (not deeper) has DICOM's mark or ending. InputError when the folder cannot be listed."""
+    """Whether a file directly in the folder has the DICOM mark or ending. InputError when the folder cannot be
+    listed."""
     return any(_looks_like_dicom(path) for path in _files(folder))
 
 
 def find_series(folder: Path) -> Series:
-    """The one CT volume whose slices are in the folder itself; sub-folders and other kinds of files are passed over.
+    """The one CT volume whose slices lie directly in the folder; sub-folders and other kinds of files are ignored.
 
-    Classic slices, one a file, or the frames of an enhanced CT. DICOM objects that are no CT slice (structure sets,
-    reports, other modalities, localizers, screenshots) are left out, with a remark. InputError when nothing else is
-    there, or several series (they are listed); for a single slice, several acquisitions or phases among each other,
-    frames without positions, slices of unequal size; for gaps, slices at the same place, or a tilted gantry.
+    The slices are classic ones, one per file, or the frames of an enhanced CT. DICOM objects that are not CT slices
+    (structure sets, reports, other modalities, localizers, screenshots) are left out, with a remark. InputError when
+    the folder holds nothing else, or several series (the message lists them); for a single slice, mixed acquisitions or
+    phases, frames without positions, slices of unequal size; for gaps, slices at the same place, or a tilted gantry.
     """
     found = [_header(path) for path in _files(folder)]
     headers, remarks = _ct_slices(folder, [one for one in found if one is not None])
@@ -188,8 +192,8 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
 
 def _header(path: Path) -> _Header | str | None:
-    """None when the file is not DICOM at all (old files lack the mark), its kind when it is no image; InputError for a
-    damaged one."""
+    """The header; None when the file is not DICOM (old files lack the mark); the kind of object, as text, when it is
+    not an image. InputError for a damaged file."""
     marked = _looks_like_dicom(path)
     reader = _reader(path)
     try:
@@ -205,7 +209,8 @@ def _header(path: Path) -> _Header | str | None:
 
 
 def _kind(path: Path) -> str | None:
-    """The name of the file's SOP class, or its UID where it is a maker's own; None where the file does not tell."""
+    """The name of the file's SOP class, or its UID for a private class of a manufacturer; None when the file has
+    none."""
     try:
         uid = pydicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID")
     except Exception:  # pydicom documents none for damaged files; the caller says what is wrong
@@ -214,7 +219,8 @@ def _kind(path: Path) -> str | None:
 
 
 def _ct_slices(folder: Path, found: list[_Header | str]) -> tuple[list[_Header], tuple[str, ...]]:
-    """The images that can be slices of a CT, and a remark on what else there is. InputError when there are none."""
+    """The images that can be slices of a CT, and remarks on all other objects. InputError when there are no such
+    images."""
     slices, others = [], []
     for one in found:
         if isinstance(one, str) or (other := _not_ct(one)):
@@ -230,7 +236,7 @@ def _ct_slices(folder: Path, found: list[_Header | str]) -> tuple[list[_Header],
 
 
 def _not_ct(header: _Header) -> str:
-    """What an image is if it is no slice of a CT, else an empty string."""
+    """The kind of an image that is not a CT slice; an empty string for a CT slice."""
     if (modality := header.tags.get(MODALITY)) != "CT":
         return f"modality {modality or 'unknown'}"
     if "LOCALIZER" in header.tags.get(IMAGE_TYPE, "").upper().split("\\"):
@@ -241,7 +247,7 @@ def _not_ct(header: _Header) -> str:
 
 
 def _frames(header: _Header) -> list[_Header]:
-    """A header for each frame of an enhanced CT, with the tags that a classic slice has; else the one that is given."""
+    """One header per frame of an enhanced CT, with the tags of a classic slice; for other files the given header."""
     count = int(np.prod(header.size[2:]))
     if count == 1 and not header.tags.get(CLASS, "").startswith(ENHANCED):
         return [header]
@@ -270,7 +276,7 @@ def _frames(header: _Header) -> list[_Header]:
 
 
 def _text(group: Dataset, shared: Dataset, sequence: str, name: str) -> str:
-    """A value of a frame's functional group, or else of the group that all share, as tags have it."""
+    """A value of the frame's functional group, or else of the shared group, written as tags are."""
     item = (group.get(sequence) or shared.get(sequence) or [Dataset()])[0]
     value = item.get(name)
     if value is None:
@@ -279,7 +285,8 @@ def _text(group: Dataset, shared: Dataset, sequence: str, name: str) -> str:
 
 
 def _rescale(group: Dataset, first: Dataset, shared: Dataset) -> tuple[float, float]:
-    """Slope and intercept that make the frame's values of what those of the first frame made of the stored ones."""
+    """Slope and intercept to apply to this frame after GDCM has applied those of the first frame to its stored
+    values."""
 
     def own(of: Dataset) -> tuple[float, float]:
         slope, intercept = (
@@ -331,7 +338,8 @@ def _name(header: _Header) -> str:
 
 
 def _check_one_volume(folder: Path, slices: tuple[_Header, ...], along_mm: np.ndarray) -> None:
-    """InputError where the slices, in order, are of several volumes: phases at the same places, acquisitions mixed."""
+    """InputError when the ordered slices belong to several volumes: phases at the same places, or mixed
+    acquisitions."""
     starts = np.flatnonzero(np.diff(along_mm, prepend=-np.inf) >= SAME_PLACE_MM)
     times = np.diff(starts, append=len(slices))
     if len(starts) >= LEAST_SLICES and (times > 1).all():
@@ -351,10 +359,10 @@ def _check_one_volume(folder: Path, slices: tuple[_Header, ...], along_mm: np.nd
 
 
 def _alternation(voxels: Shaped[np.ndarray, "z y x"]) -> float:
-    """Mean difference (HU, blocks of pixels) of slices that are one and three apart, over that of two apart.
+    """Mean difference (HU, blocks of pixels) of slices one and three apart, divided by that of slices two apart.
 
-    Not above 1 but for noise where content goes on from slice to slice: the difference grows with the distance, ever
-    more slowly. Of two volumes in turn, slices an odd number apart are never of the same.
+    In one volume it exceeds 1 only by noise, because the difference grows with the distance, ever more slowly. When two
+    volumes alternate, slices an odd number apart are always of different volumes.
     """
     factor = max(1, min(voxels.shape[1:]) // 64)
     height, width = (n // factor * factor for n in voxels.shape[1:])
@@ -371,7 +379,7 @@ def _alternation(voxels: Shaped[np.ndarray, "z y x"]) -> float:
 
 
 def _step(folder: Path, files: tuple[str, ...], along_mm: np.ndarray) -> float:
-    """The distance of the slices (mm), ordered along their normal; InputError unless it is the same all through."""
+    """The distance between slices (mm) that are ordered along their normal; InputError unless it is constant."""
     gaps = np.diff(along_mm)
     usual = float(np.median(gaps))
     if gaps.min() < SAME_PLACE_MM:

@@ -1,4 +1,4 @@
-"""Which files are the input: grand-challenge.org's folders, and plain ones for everyone else."""
+"""Finding the input files, in the folders of grand-challenge.org or in plain folders."""
 
 import json
 from contextlib import suppress
@@ -10,17 +10,18 @@ from ..errors import InputError
 from .inputs import PLATFORM_FILE, Inputs
 
 SLUGS = {"fixed": "fixed-image", "moving": "moving-image", "fixed-mask": "fixed-mask", "moving-mask": "moving-mask"}
-"""The platform's name for each role; images are required, masks are not."""
+"""The name that grand-challenge.org uses for each role. Images are required, masks are optional."""
 REQUIRED = ("fixed", "moving")
 
 
 def find_inputs(root: Path) -> Inputs:
-    """The files under ``root``, by the first of these that is there.
+    """The input files under ``root``, in the first of these layouts that exists.
 
     ``inputs.json`` (grand-challenge.org); ``images/fixed/`` or ``images/fixed-image/`` with one image of any name, or
-    with the files of one DICOM series, and likewise for moving; ``fixed.*`` and ``moving.*``, or such folders of DICOM
-    files. Masks: ``fixed-mask``, ``moving-mask`` in the same way, but always as one image. InputError when there is
-    none, or more than one image for a role, and when a folder cannot be searched. ``root`` may be a symbolic link.
+    with the files of one DICOM series, and the same for moving; ``fixed.*`` and ``moving.*``, or folders ``fixed`` and
+    ``moving`` of DICOM files. Masks are found in the same way as ``fixed-mask`` and ``moving-mask``, but are always one
+    image. InputError when there is no image or more than one for a role, and when a folder cannot be searched. ``root``
+    may be a symbolic link.
     """
     try:
         return _find_inputs(root)
@@ -29,7 +30,8 @@ def find_inputs(root: Path) -> Inputs:
 
 
 def _closed(path: Path, error: OSError) -> InputError:
-    """Names the folder on the way to ``path`` that does not let through, not what may not even be there."""
+    """An error that names the folder on the way to ``path`` that denies access. It does not name ``path``, which may
+    not exist."""
     folder = next((p for p in (path, *path.absolute().parents) if _seen(p)), path)
     return InputError(f"{folder}: cannot be searched ({error.strerror}), expected a folder whose files can be read")
 
@@ -63,13 +65,13 @@ def _find_inputs(root: Path) -> Inputs:
 
 
 def image_name(path: Path) -> str:
-    """The file name without its ending: ``case.nii.gz`` gives ``case``; the name of a folder (DICOM)."""
+    """The file name without its ending: ``case.nii.gz`` gives ``case``. For a folder (DICOM), its name."""
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return name[: len(name) - len(ending(path) or "")]
 
 
 def _from_platform(root: Path) -> dict[str, Path]:
-    """The file for each role that inputs.json has."""
+    """The file of each role named in inputs.json."""
     sockets = _sockets(root / PLATFORM_FILE)
     missing = [SLUGS[role] for role in REQUIRED if SLUGS[role] not in sockets]
     if missing:
@@ -85,7 +87,8 @@ def _from_platform(root: Path) -> dict[str, Path]:
 
 
 def _sockets(file: Path) -> dict[str, str]:
-    """relative_path by slug. Entries carry it as `socket`; before December 2025 only as `interface`."""
+    """The relative_path of each slug. Entries hold the slug under `socket`; before December 2025 only under
+    `interface`."""
     try:
         entries = json.loads(file.read_bytes())
     except OSError as error:
@@ -109,7 +112,7 @@ def _sockets(file: Path) -> dict[str, str]:
 
 
 def _candidates(folder: Path, role: str) -> list[Path]:
-    """The images in the folder, and the folder itself when a DICOM series may lie in it and the role is a scan's."""
+    """The images in the folder; also the folder itself when the role is a scan and it may hold a DICOM series."""
     return images_in(folder, links=True) + (_dicom(folder) if role in REQUIRED else [])
 
 
@@ -122,9 +125,9 @@ def _dicom(folder: Path) -> list[Path]:
 
 
 def images_in(folder: Path, links: bool = False) -> list[Path]:
-    """Files in the folder with a supported ending, hidden ones left out; none when there is no folder.
+    """Files in the folder with a supported ending, without hidden files; none when the folder does not exist.
 
-    With ``links`` also those to nothing, so that reading them tells of it.
+    With ``links``, broken links are included, so that reading them reports the error.
     """
     try:
         files = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -139,7 +142,8 @@ def _to_nothing(path: Path) -> bool:
 
 
 def _single(root: Path, role: str, candidates: list[Path], relative: str | None = None) -> Path:
-    """The only candidate, links to nothing only without others; InputError that says what was expected and there."""
+    """The only candidate. Broken links count only when there is nothing else. InputError that says what was expected
+    and found."""
     candidates = [p for p in candidates if not _to_nothing(p)] or candidates
     if len(candidates) == 1:
         return candidates[0]

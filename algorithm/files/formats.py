@@ -1,12 +1,12 @@
-"""How an image is stored, by the ending of its name: the header, and what follows it slab by slab.
+"""How an image is stored, by the ending of its name: the header, then the values, slab by slab.
 
-.mha      MetaImage: a header in text, then the values, a voxel's components side by side
-.nrrd     the same by another header
+.mha      MetaImage: a header in text, then the values; the components of a voxel lie side by side
+.nrrd     the same with another header
 .nii.gz   NIfTI-1, compressed. A field is what the standard calls displacement vectors (intent 1006): five axes, mm
-          along **RAS**, one component after the other. SimpleITK, which turns them on reading, has LPS.
+          along **RAS**, one component after the other. SimpleITK turns them to LPS when it reads them.
 
-A comment in the first bytes says whose file it is. Programs that change an image write a header of their own: ITK,
-pynrrd and nibabel pass the comment over, which in .nii.gz is that of the compression and no part of the image.
+A comment in the first bytes names the program that wrote the file. Programs that change an image write a header of their own.
+ITK, pynrrd and nibabel ignore the comment. In .nii.gz it belongs to the compression and is not part of the image.
 """
 
 import struct
@@ -25,20 +25,20 @@ from ..geometry import Grid
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
 ENDINGS = {".mha": ".mha", ".mhd": ".mha", ".nii.gz": ".nii.gz", ".nii": ".nii.gz", ".nrrd": ".nrrd", ".nhdr": ".nrrd"}
-"""What is written, always as one file, for somebody who has files with these endings."""
+"""The format written for users whose files have these endings; always as one file."""
 RAS = (-1.0, -1.0, 1.0)
-"""What takes components along LPS to those along RAS, and back."""
+"""Factors that turn components along LPS into components along RAS, and back."""
 _TYPES = {
     torch.float32: ("MET_FLOAT", "float", np.float32),
     torch.int16: ("MET_SHORT", "short", np.int16),
     torch.uint8: ("MET_UCHAR", "uchar", np.uint8),
 }
 _NIFTI_START = 352
-"""The header, and four bytes that say that no extension of it follows."""
+"""Length of the header and of the four bytes that say that no extension follows."""
 
 
 def kind_of(path: Path) -> str:
-    """The ending of a name that an image can be written under; ValueError for others."""
+    """The ending of an image's name; ValueError for endings that cannot be written."""
     found = next((kind for kind in set(ENDINGS.values()) if path.name.endswith(kind)), None)
     if found is None:
         raise ValueError(f"{path}: is no name for an image, expected one that ends in {', '.join(ENDINGS.values())}")
@@ -46,7 +46,7 @@ def kind_of(path: Path) -> str:
 
 
 def beginning(path: Path, comment: str) -> bytes | None:
-    """The first bytes of an image that was written under this name with a ``comment``; None for other names."""
+    """The first bytes of an image written under this name with a ``comment``; None for other names."""
     text = comment.encode()
     starts = {
         ".mha": b"ObjectType = Image\nComment = " + text + b"\nNDims = ",
@@ -57,8 +57,9 @@ def beginning(path: Path, comment: str) -> bytes | None:
 
 
 def header(kind: str, grid: Grid, dtype: torch.dtype, layout: Layout | None = None, comment: str = "") -> bytes:
-    """What comes before the values, for a field in its ``layout`` (None: a scalar image); of .nii.gz before it is
-    compressed. ValueError for types that are not written, and for grand-challenge's layout elsewhere than in .mha."""
+    """The header before the values, for a field in its ``layout`` (None: a scalar image); for .nii.gz before
+    compression. ValueError for types that are not supported, and for grand-challenge's layout in formats other than
+    .mha."""
     if dtype not in _TYPES:
         raise ValueError(f"voxels of {dtype}, expected one of {', '.join(map(str, _TYPES))}")
     if layout == "grand-challenge" and kind != ".mha":
@@ -71,7 +72,7 @@ def header(kind: str, grid: Grid, dtype: torch.dtype, layout: Layout | None = No
 
 
 def _meta_header(grid: Grid, element: str, layout: Layout | None, comment: str) -> bytes:
-    """TransformMatrix lists the world direction of each index axis in turn: the columns of D."""
+    """TransformMatrix lists the world direction of each index axis, one after the other: the columns of D."""
     size, spacing, origin, direction = list(grid.size), list(grid.spacing), list(grid.origin), np.array(grid.direction)
     if layout == "grand-challenge":
         size, spacing, origin = [*size, 3], [*spacing, 1.0], [*origin, 0.0]
@@ -96,7 +97,7 @@ def _meta_header(grid: Grid, element: str, layout: Layout | None, comment: str) 
 
 
 def _nrrd_header(grid: Grid, element: str, vectors: bool, comment: str) -> bytes:
-    """The axis of the components comes first: it is the fastest."""
+    """The component axis comes first because it is the fastest."""
     axes = [f"({_numbers(column, ',')})" for column in grid.axes.T]
     lines = {
         "type": element,
@@ -164,7 +165,7 @@ def _deflated(piece: Any) -> bytes:
 
 
 def _gzip_header(comment: str) -> bytes:
-    """Without a time, so that the same image has the same bytes."""
+    """A header without a time, so that the same image has the same bytes."""
     flags = 0x10 if comment else 0
     return (
         b"\x1f\x8b\x08" + bytes([flags, 0, 0, 0, 0, 4, 255]) + (comment.encode("latin-1") + b"\0" if comment else b"")

@@ -1,7 +1,7 @@
-"""Scans, masks and fields read from files, and checked.
+"""Reads scans, masks and fields from files and checks them.
 
-Only here, in `.dicom`, and where a program holds images (`given`, `api`, `apply`) is SimpleITK used. Files are read by
-`imagefiles`, as in the evaluation; here their content is checked for being a chest.
+SimpleITK is used only here, in `.dicom`, and where a program passes images in memory (`given`, `api`, `apply`).
+`imagefiles` reads the files, as in the evaluation; this module checks that they can show a chest.
 """
 
 import math
@@ -29,34 +29,34 @@ MIN_VOXELS = 16
 MIN_EXTENT_MM = 30.0
 MAX_VOXELS = 2**31
 MAX_SKEW = 1e-3
-"""Largest entry of DᵀD - I that passes for rounding; the direction is then made orthonormal."""
+"""Largest entry of DᵀD - I that counts as rounding; the direction is then made orthonormal."""
 EXACT_SKEW = 1e-6
-"""Up to here (float32 rounding in NIfTI headers) the direction stays as it is, so that headers compare equal."""
+"""Up to this value (float32 rounding in NIfTI headers) the direction is not changed, so that headers compare equal."""
 MASK_ABOVE = 0.5
-"""Voxels of a mask count above it: shares from one half, labels from 1."""
+"""A voxel belongs to a mask when its value is larger. Shares count from one half, labels from 1."""
 MOST_MISSING = 0.5
-"""A larger share of NaN and ±inf is no scan any more."""
+"""Largest accepted share of NaN and ±inf in a scan."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """A scan: its voxels (HU for CT), where they are, and the file they came from, for messages."""
+    """A scan: its voxels (HU for CT), their grid, and the file they came from, for messages."""
 
     voxels: Int16[Tensor, "1 1 z y x"] | Float32[Tensor, "1 1 z y x"]
     grid: Grid
     path: Path
-    """Or the folder, for DICOM."""
+    """The file, or the folder for DICOM."""
     remarks: tuple[str, ...] = ()
-    """A sentence for everything in which the voxels differ from what was stored, for the user to read."""
+    """Sentences for the user, one for each difference between the voxels and the stored values."""
 
 
 def read_image(path: Path) -> Image:
     """A 3-D scalar scan from a file, or from a folder with one DICOM series; int16 when its values are integers, else
     float32.
 
-    Values beyond the range of int16 are clipped to it, NaN and ±inf become air (-1000); `Image.remarks` says so.
-    Whether the values are HU is not asked here, see `..preparation.intensities`. The header is checked before the
-    voxels are read. InputError when the file is missing, unreadable, damaged, not 3-D (a fourth axis of one is
+    Values beyond the range of int16 are clipped to it, NaN and ±inf become air (-1000); `Image.remarks` says so. This
+    function does not check whether the values are HU, see `..preparation.intensities`. The header is checked before the
+    voxels are read. InputError when the file is missing, unreadable, damaged, not 3-D (a fourth axis of length one is
     dropped), not scalar, oddly spaced, skewed, too small, too large or holds more NaN and ±inf than numbers; for DICOM
     also as in `.dicom.find_series`.
     """
@@ -74,7 +74,7 @@ def read_image(path: Path) -> Image:
 
 
 def image_from(values: Shaped[np.ndarray, "z y x"], grid: Grid, name: str) -> Image:
-    """The same from values in memory; ``name`` stands for them in messages and results."""
+    """As `read_image`, from values in memory; ``name`` stands for the file in messages and results."""
     path = Path(name)
     checked = _chest_grid(path, grid.size, grid.spacing, grid.origin, np.array(grid.direction))
     voxels, remarks = _values(path, values)
@@ -82,9 +82,9 @@ def image_from(values: Shaped[np.ndarray, "z y x"], grid: Grid, name: str) -> Im
 
 
 def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
-    """Where a mask, on its own grid, is above 0.5; InputError as in `read_image`, and when it is nowhere.
+    """The voxels of a mask above 0.5, on its own grid; InputError as in `read_image`, and for an empty mask.
 
-    So labels count from 1 on, shares (0 to 1, as floats) from one half.
+    So labels count from 1, and shares (0 to 1, as floats) above one half.
     """
     reader = _open(path)
     grid = _scan_grid(path, reader)
@@ -95,8 +95,8 @@ def read_mask(path: Path) -> tuple[Bool[Tensor, "1 1 z y x"], Grid]:
 
 
 def read_volume(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
-    """A 3-D scalar image of any type, with its values as they are stored; InputError as in `read_image`, but that it
-    need not be one of a chest."""
+    """A 3-D scalar image of any type, with its stored values; InputError as in `read_image`, but it need not show a
+    chest."""
     reader = _open(path)
     size = reader.GetSize()
     if len(size) < 3 or any(n != 1 for n in size[3:]) or reader.GetNumberOfComponents() != 1:
@@ -108,7 +108,7 @@ def read_volume(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
 
 
 def read_grid(path: Path) -> Grid:
-    """Where the voxels of a 3-D image lie, from its header, or those of a DICOM series in a folder."""
+    """The grid of a 3-D image, from its header, or of a DICOM series in a folder."""
     if _is_folder(path):
         series = _series(path)
         return _grid(path, series.size, series.spacing, series.origin, series.direction)
@@ -116,7 +116,7 @@ def read_grid(path: Path) -> Grid:
 
 
 def scan_grid(path: Path) -> Grid:
-    """Where the voxels of a scan or mask lie, checked as `read_image` does before it reads them."""
+    """The grid of a scan or mask, with the checks that `read_image` makes before it reads the voxels."""
     if _is_folder(path):
         series = _series(path)
         return _chest_grid(path, series.size, series.spacing, series.origin, series.direction)
@@ -124,7 +124,8 @@ def scan_grid(path: Path) -> Grid:
 
 
 def read_field(path: Path) -> tuple[Float32[Tensor, "1 3 z y x"], Grid]:
-    """A displacement field (mm, LPS) as `write_field` writes it; InputError when it is none, or not finite."""
+    """A displacement field (mm, LPS) in the form that `write_field` writes; InputError when it is not a field, or not
+    finite."""
     reader = _open(path)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
     vectors = size[3:] in ((), (1,)) and components == 3
@@ -153,13 +154,13 @@ def _series(folder: Path) -> Any:
 
 
 def _is_folder(path: Path) -> bool:
-    with suppress(OSError):  # what cannot be looked at is refused when it is opened
+    with suppress(OSError):  # a path without access is refused when it is opened
         return path.is_dir()
     return False
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header; any trouble with the file itself is an InputError."""
+    """A reader that has read the header; every problem with the file is an InputError."""
     if ending(path) is None:
         raise InputError(
             f"{path}: is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}; "
@@ -192,7 +193,7 @@ def _grid(path: Path, size: Size, spacing: Vector, origin: Vector, direction: np
 
 
 def _orthonormal(path: Path, direction: np.ndarray) -> Matrix:
-    """The nearest orthonormal matrix, when the given one is nearly that; InputError otherwise."""
+    """The nearest orthonormal matrix, when the given matrix is close to one; InputError otherwise."""
     skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
     if not skew <= MAX_SKEW:
         rows = "; ".join(" ".join(f"{v:g}" for v in row) for row in direction)
@@ -205,7 +206,7 @@ def _orthonormal(path: Path, direction: np.ndarray) -> Matrix:
 
 
 def _scan_grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
-    """The grid of a scan or mask; InputError when it cannot be one of a chest."""
+    """The grid of a scan or mask; InputError when it cannot show a chest."""
     size = reader.GetSize()
     if len(size) < 3 or any(n != 1 for n in size[3:]):
         raise InputError(f"{path}: has {len(size)} axes, of size {size}, expected a 3-D image")
@@ -215,7 +216,7 @@ def _scan_grid(path: Path, reader: sitk.ImageFileReader) -> Grid:
 
 
 def _chest_grid(path: Path, size: Size, spacing: Vector, origin: Vector, direction: np.ndarray) -> Grid:
-    """The same from the parts of a header."""
+    """As `_scan_grid`, from the parts of a header."""
     if math.prod(size) > MAX_VOXELS:
         raise InputError(f"{path}: has {size} voxels, expected at most 2^31 in all")
     grid = _grid(path, size, spacing, origin, direction)
@@ -232,7 +233,7 @@ def _chest_grid(path: Path, size: Size, spacing: Vector, origin: Vector, directi
 
 
 def _voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "..."]:
-    """The values, as `imagefiles.read_voxels` has them."""
+    """The values, as `imagefiles.read_voxels` returns them."""
     try:
         return read_voxels(path, reader)
     except FileError as error:
@@ -246,9 +247,9 @@ def _voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "...
 def _values(
     path: Path, stored: Shaped[np.ndarray, "z y x"]
 ) -> tuple[Int16[Tensor, "z y x"] | Float32[Tensor, "z y x"], tuple[str, ...]]:
-    """The values, int16 where they are integers, else float32, and remarks on what was changed.
+    """The values (int16 when they are integers, else float32), and remarks on the changes.
 
-    A copy, unless ``stored`` is an int16 array. Plane by plane, as scans can be large.
+    The result is a copy unless ``stored`` is an int16 array. It works plane by plane because scans can be large.
     """
     if stored.dtype == np.int16:
         return torch.from_numpy(np.ascontiguousarray(stored)), ()
@@ -276,7 +277,8 @@ def _finite(plane: np.ndarray) -> np.ndarray:
 
 
 def _within_int16(plane: np.ndarray, finite: np.ndarray) -> np.ndarray:
-    """Air where the values are not finite, the others clipped to the range of int16; the type is kept."""
+    """The plane with air in place of values that are not finite, and the others clipped to the range of int16; the type
+    is kept."""
     if plane.dtype.itemsize == 1:
         return plane
     if plane.dtype.kind == "f":

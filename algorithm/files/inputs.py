@@ -1,10 +1,11 @@
-"""The files of one case. Nothing heavy is imported here: the command line needs it before it knows what to do."""
+"""The files of one case. No large library is imported here, because the command line needs this module at every
+start."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 PLATFORM_FILE = "inputs.json"
-"""With which grand-challenge.org names them."""
+"""The file in which grand-challenge.org names the input files."""
 
 
 @dataclass(frozen=True)
@@ -19,5 +20,5 @@ class Inputs:
     """Whether grand-challenge.org's inputs.json named them."""
 
     def paths(self) -> tuple[Path, ...]:
-        """All that are there."""
+        """All files that are given."""
         return tuple(path for path in (self.fixed, self.moving, self.fixed_mask, self.moving_mask) if path)

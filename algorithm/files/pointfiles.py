@@ -1,12 +1,12 @@
-"""Files that hold points, read and written again with these points elsewhere; all else in them stays as it is.
+"""Reads files that hold points and writes them with moved points; everything else in them stays unchanged.
 
-.csv         columns x, y, z (mm), whatever other columns there are; LPS, or RAS as the user says
-.fcsv        3D Slicer's fiducials; LPS or RAS as the file says
-.mrk.json    3D Slicer's markups; likewise
-.vtk         legacy VTK, of any kind that has POINTS, ASCII or binary: surfaces, lines, point clouds
+.csv         columns x, y, z (mm) among any other columns; LPS, or RAS if the user says so
+.fcsv        fiducials of 3D Slicer; the file says LPS or RAS
+.mrk.json    markups of 3D Slicer; the file says LPS or RAS
+.vtk         any legacy VTK file that has POINTS, ASCII or binary: surfaces, lines, point clouds
 .stl         triangles, ASCII or binary
 
-VTK and STL are LPS unless their header says SPACE=RAS, as 3D Slicer's does, or the user.
+VTK and STL are LPS unless their header says SPACE=RAS, as in files of 3D Slicer, or the user says RAS.
 """
 
 import csv
@@ -25,33 +25,34 @@ from ..errors import InputError
 ENDINGS = (".csv", ".fcsv", ".mrk.json", ".vtk", ".stl")
 SURFACES = (".vtk", ".stl")
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "1": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "0": (-1.0, -1.0, 1.0)}
-"""By 3D Slicer's names of coordinate systems, and its numbers in old .fcsv files."""
+"""Signs by 3D Slicer's names of coordinate systems, and by its numbers in old .fcsv files."""
 _AXES = ("x", "y", "z")
 _FCSV = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
-"""The columns where a .fcsv file does not name them."""
+"""The columns of a .fcsv file that does not name them."""
 _VTK_TYPES = {"float": ">f4", "double": ">f8"}
 _FACET = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 Notes = Mapping[str, list[str]]
-"""What is to be said of each point, under a name."""
+"""Notes on each point, by the name of the note."""
 Points = Float[np.ndarray, "p 3"]
 
 
 @dataclass(frozen=True)
 class PointFile:
-    """The points of a file (mm, LPS), and how the file looks with others in their places."""
+    """The points of a file (mm, LPS), and a function that returns the file's content with other points in their
+    places."""
 
     points_mm: Points
     rewritten: Callable[[Points, Notes], bytes]
 
 
 def point_ending(path: Path) -> str | None:
-    """Which of `ENDINGS` a name has, in small letters or capitals."""
+    """The one of `ENDINGS` that a name has, in lower or upper case."""
     return next((ending for ending in ENDINGS if path.name.lower().endswith(ending)), None)
 
 
 def read_points(path: Path, ras: bool = False) -> PointFile:
-    """InputError where the file cannot be read, holds no point, or one that is no number. ``ras``: what a file that
-    does not say its coordinate system is in."""
+    """The points of a file. InputError when the file cannot be read, or holds no point or a value that is not a number.
+    ``ras``: a file that does not name its coordinate system is in RAS."""
     readers = {".csv": _csv, ".fcsv": _fcsv, ".mrk.json": _mrk_json, ".vtk": _vtk, ".stl": _stl}
     ending = point_ending(path)
     if ending is None:
@@ -99,7 +100,7 @@ def _csv(content: bytes, signs: Float[np.ndarray, " 3"]) -> PointFile:
 
 
 def _fcsv(content: bytes, _: Float[np.ndarray, " 3"]) -> PointFile:
-    """Notes go into the description where that is empty."""
+    """Notes are written into empty descriptions."""
     lines = content.decode("utf-8-sig").splitlines()
     comments = [line for line in lines if line.startswith("#")]
     entries = {key.strip(): value.strip() for key, _, value in (line.lstrip("#").partition("=") for line in comments)}
@@ -133,7 +134,7 @@ def _numbers(rows: list[list[str]], places: list[int]) -> Points:
 
 
 def _with(row: list[str], places: list[int], point: Float[np.ndarray, " 3"], length: int) -> list[str]:
-    """The row with another position, filled up to ``length``."""
+    """The row with another position, padded to ``length`` cells."""
     row = [*row, *[""] * (length - len(row))]
     for place, value in zip(places, point, strict=True):
         row[place] = _cell(float(value))
@@ -141,7 +142,7 @@ def _with(row: list[str], places: list[int], point: Float[np.ndarray, " 3"], len
 
 
 def _sentence(notes: Notes, number: int) -> str:
-    """Without those that are empty."""
+    """The notes on one point as text, without empty notes."""
     return "; ".join(f"{name} {cells[number]}" for name, cells in notes.items() if cells[number])
 
 
@@ -149,7 +150,8 @@ def _sentence(notes: Notes, number: int) -> str:
 
 
 def _mrk_json(content: bytes, _: Float[np.ndarray, " 3"]) -> PointFile:
-    """All lists of the file; points that were not placed stay as they are. Notes go into empty descriptions."""
+    """All lists of the file are used; points that were not placed stay unchanged. Notes are written into empty
+    descriptions."""
     document = json.loads(content)
     placed = [
         (point, _system(markup.get("coordinateSystem")))
@@ -173,7 +175,7 @@ def _mrk_json(content: bytes, _: Float[np.ndarray, " 3"]) -> PointFile:
 
 
 def _vtk(content: bytes, signs: Float[np.ndarray, " 3"]) -> PointFile:
-    """Only the coordinates are touched. In binary files they are big-endian."""
+    """Only the coordinates are changed. In binary files they are big-endian."""
     lines = content.split(b"\n", 3)
     if not lines[0].startswith(b"# vtk DataFile") or len(lines) < 4:
         raise ValueError("it does not begin as a legacy VTK file")
@@ -205,13 +207,13 @@ def _vtk(content: bytes, signs: Float[np.ndarray, " 3"]) -> PointFile:
 
 
 def _said(header: bytes, signs: Float[np.ndarray, " 3"]) -> Float[np.ndarray, " 3"]:
-    """By SPACE=RAS or SPACE=LPS in a header."""
+    """The signs given by SPACE=RAS or SPACE=LPS in a header, else ``signs``."""
     said = re.search(rb"SPACE=(RAS|LPS)", header)
     return signs if said is None else _system(said[1].decode())
 
 
 def _stl(content: bytes, signs: Float[np.ndarray, " 3"]) -> PointFile:
-    """The corners of the triangles, three for each; their normals are worked out anew."""
+    """The corners of the triangles, three for each. The normals are computed again."""
     head = content[:80]
     count = int.from_bytes(content[80:84], "little")
     if len(content) == 84 + count * _FACET.itemsize:
@@ -224,7 +226,7 @@ def _stl(content: bytes, signs: Float[np.ndarray, " 3"]) -> PointFile:
         words = (line.split() for line in content.split(b"\n"))
         corners = np.array([line[1:4] for line in words if line[:1] == [b"vertex"]], np.float32).reshape(-1, 3, 3)
         facets = np.zeros(len(corners), _FACET)
-        head = head.ljust(80)[:80].replace(b"solid", b"     ", 1)  # a binary file must not begin so
+        head = head.ljust(80)[:80].replace(b"solid", b"     ", 1)  # a binary file must not begin with "solid"
     signs = _said(head, signs)
 
     def rewritten(points: Points, notes: Notes) -> bytes:

@@ -1,6 +1,6 @@
-"""Images and fields into files, slab by slab, all or nothing.
+"""Writes images and fields slab by slab. A file is written completely or not at all.
 
-By `.formats`: a header and raw little-endian slabs, because SimpleITK cannot stream and a full-size field
+`.formats` gives the header; raw little-endian slabs follow. SimpleITK cannot write slab by slab, and a full-size field
 (512 × 512 × 974 × 3 float32) is 3 GB.
 """
 
@@ -25,7 +25,7 @@ from .formats import Layout as Layout
 PARTIAL = ".{}.partial"
 """Name of a file that is being written."""
 BLOCK_BYTES = 2**22
-"""What is written is read again in blocks of that, where it has to be."""
+"""Size of the blocks in which written data is read again, where that is necessary."""
 
 
 def write_image(path: Path, voxels: Shaped[Tensor, "1 1 z y x"], grid: Grid) -> None:
@@ -36,11 +36,12 @@ def write_image(path: Path, voxels: Shaped[Tensor, "1 1 z y x"], grid: Grid) -> 
 def write_image_slabs(
     path: Path, grid: Grid, slabs: Iterable[Shaped[Tensor, "1 1 d y x"]], dtype: torch.dtype, comment: str = ""
 ) -> None:
-    """The same from slabs along z, in order, each written as it comes; they may differ in thickness.
+    """As `write_image`, from slabs along z, in order. Each slab is written as it arrives; slabs may differ in
+    thickness.
 
-    An .mha (uncompressed), .nrrd (likewise) or .nii.gz file, as the name says. All or nothing, see `atomically`.
+    The name decides the format: .mha or .nrrd (both uncompressed), or .nii.gz. All or nothing, see `atomically`.
     ValueError when the slabs are not of ``dtype`` or do not fill the grid. The file begins with a ``comment``, which
-    readers pass over.
+    readers ignore.
     """
     kind = kind_of(path)
     values = (_raw(slab) for _, slab in _counted(slabs, grid, 1, dtype))
@@ -52,10 +53,10 @@ def write_image_slabs(
 def write_field(
     path: Path, grid: Grid, slabs: Iterable[Float32[Tensor, "1 3 d y x"]], layout: Layout, comment: str = ""
 ) -> None:
-    """A displacement field (mm, LPS) in float32, from slabs as in `write_image_slabs`; `.formats` says how.
+    """A displacement field (mm, LPS) in float32, from slabs as in `write_image_slabs`, in the form given in `.formats`.
 
-    NIfTI wants one component after the other and compressed: for as long as it is written, as many bytes as the field
-    has lie in a nameless file beside it, so that no more than a slab is in memory.
+    NIfTI stores one component after the other, compressed. During writing, a nameless temporary file beside it holds
+    the whole field, so that only one slab is in memory.
     """
     kind = kind_of(path)
     head = header(kind, grid, torch.float32, layout, comment)
@@ -78,7 +79,7 @@ def _write_components(
     file: BinaryIO | IO[bytes], head: bytes, grid: Grid, slabs: Iterator[tuple[int, Tensor]],
     signs: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> None:  # fmt: skip
-    """The components one after the other, each times its sign."""
+    """Write the components one after the other, each multiplied by its sign."""
     row_bytes = 4 * grid.size[0] * grid.size[1]
     file.write(head)
     for z, slab in slabs:
@@ -89,10 +90,11 @@ def _write_components(
 
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` only when the body ends well; until then, and if not, nothing changes.
+    """A file to write. It becomes ``path`` only when the body ends without an error; until then ``path`` does not
+    change.
 
-    Written under a hidden name in the same folder and flushed to the disk before it is renamed. OSError that names
-    ``path`` when the disk is full or the folder cannot be written.
+    It is written under a hidden name in the same folder and flushed to the disk before it is renamed. OSError that
+    names ``path`` when the disk is full or the folder cannot be written.
     """
     partial = path.with_name(PARTIAL.format(uuid.uuid4().hex))
     try:
