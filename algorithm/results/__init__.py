@@ -1,1 +1,2 @@
-"""A registration on the disk: where its files lie and whose they are, reading it again, mapping points and images."""
+"""The results of a registration on the disk: where files lie, which of them this program wrote, reading them, and
+mapping points and images with them."""

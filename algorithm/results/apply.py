@@ -1,7 +1,7 @@
-"""``lungreg apply``: images, label maps and surfaces of one scan, brought onto the other.
+"""``lungreg apply``: maps images, label maps and surfaces of one scan onto the other.
 
 Images are resampled by SimpleITK with the result's transforms, as antsApplyTransforms does with the same files.
-Surfaces and other files with points go the other way than images: each of their points is carried along.
+Surfaces and other files with points use the opposite direction of the map: each of their points is mapped.
 """
 
 import shutil
@@ -38,32 +38,32 @@ _INTERPOLATORS = {
 }
 LABELS = ("nearest", "majority")
 SLAB_VOXELS = 2**24
-"""So many voxels are resampled at a time."""
+"""Number of voxels that are resampled at a time."""
 HU_BELOW = -500
-"""An image with such values is taken for CT: around it there is air."""
+"""An image with values below this is treated as CT, and filled with air outside its extent."""
 MOST_LABELS = 256
 WRITTEN = (".mha", ".nii.gz", ".nii", ".nrrd")
 
 
 @dataclass(frozen=True)
 class Applied:
-    """How images are brought onto a scan."""
+    """How images are mapped onto a scan."""
 
     onto: Scan
     interpolation: Interpolation = "linear"
     reference: Path | None = None
-    """An image on whose grid the result is to be; None: the grid of the scan."""
+    """An image whose grid the result takes; None: the grid of the scan."""
     background: float | None = None
-    """Where the other scan's image ends; None: air for CT, otherwise 0."""
+    """Value outside the extent of the other scan's image; None: air for CT, otherwise 0."""
     ras: bool = False
-    """Of files with points that do not say so themselves."""
+    """Whether files with points that do not name their coordinate system are in RAS."""
 
 
 def apply(folder: Path, sources: list[Path], out: Path, how: Applied, overwrite: bool = False) -> list[str]:
-    """Writes every source, of the scan that is not ``how.onto``, as it lies on that one; a sentence for each.
+    """Maps every source, a file of the other scan, onto ``how.onto`` and writes it; returns a sentence for each.
 
-    ``out`` is a file for one source, or a folder that is there or ends in a slash, for any number. InputError for what
-    the user can put right; names are checked before anything is computed.
+    ``out`` is a file for one source, or for any number of sources a folder that exists or ends in a slash. InputError
+    for mistakes that the user can correct; names are checked before anything is computed.
     """
     targets = _targets(sources, out, how.onto)
     for source, target in zip(sources, targets, strict=True):
@@ -84,7 +84,7 @@ def apply(folder: Path, sources: list[Path], out: Path, how: Applied, overwrite:
 
 
 def _targets(sources: list[Path], out: Path, onto: Scan) -> list[Path]:
-    """One name for each source: in a folder ``<name>_on_<scan>``."""
+    """One file name per source; in a folder it is ``<name>_on_<scan>``."""
     if not sources:
         raise InputError("lungreg apply: got no image, expected RESULT IN... OUT")
     if not out.is_dir():
@@ -103,7 +103,7 @@ def _targets(sources: list[Path], out: Path, onto: Scan) -> list[Path]:
 
 
 class _Images:
-    """Resamples image files by one result."""
+    """Resamples image files with the map of one result."""
 
     def __init__(self, folder: Path, how: Applied) -> None:
         result = read_result(folder)
@@ -112,7 +112,7 @@ class _Images:
         self.words = _words(result, how.onto)
 
     def write(self, source: Path, target: Path) -> str:
-        """One image; what was done, and which labels it cost."""
+        """Write one image; returns a sentence on what was done and which labels were lost."""
         values, grid = read_any(source)
         found = self.resampling(values, grid)
         _write(target, placed(sitk.GetImageFromArray(found), self.resampling.grid))
@@ -120,7 +120,7 @@ class _Images:
 
 
 def read_any(source: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
-    """A file, or a DICOM series in a folder."""
+    """The values and the grid of an image file, or of a DICOM series in a folder."""
     if not source.is_dir():
         return read_volume(source)
     image = read_image(source)
@@ -129,7 +129,7 @@ def read_any(source: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """Images by one transform, from points of ``grid`` to where they are looked up."""
+    """Resamples images with one transform, which maps points of ``grid`` to points of the image."""
 
     transform: sitk.Transform
     grid: Grid
@@ -138,7 +138,7 @@ class Resampling:
     """As in `Applied`."""
 
     def __call__(self, values: Shaped[np.ndarray, "z y x"], grid: Grid) -> np.ndarray:
-        """The values that lie on another grid, on this one."""
+        """The values, given on their own ``grid``, resampled onto the grid of this object."""
         values = _numbers(values)
         return self._resampled(values, grid, self._background(values))
 
@@ -148,7 +148,7 @@ class Resampling:
         return AIR_HU if self.interpolation not in LABELS and values.min() < HU_BELOW else 0.0
 
     def _resampled(self, values: Shaped[np.ndarray, "z y x"], grid: Grid, background: float) -> np.ndarray:
-        """In the type of the values; whole numbers are rounded, ITK would cut them off."""
+        """The type of the values is kept; whole numbers are rounded, because ITK would truncate them."""
         image, interpolator = placed(sitk.GetImageFromArray(values), grid), _INTERPOLATORS[self.interpolation]
         labels, exact = self.interpolation in LABELS, values.dtype.itemsize > 4 or values.dtype.kind in "iu"
         pixel = image.GetPixelID() if labels else sitk.sitkFloat64 if exact else sitk.sitkFloat32
@@ -163,14 +163,15 @@ class Resampling:
         return found
 
     def _slabs(self) -> Iterator[tuple[int, Grid]]:
-        """All at once for B-splines, whose coefficients are worked out for the whole image each time."""
+        """Slabs of the grid; one slab for B-splines, because ITK computes their coefficients for the whole image each
+        time."""
         nx, ny, nz = self.grid.size
         depth = nz if self.interpolation == "bspline" else max(1, SLAB_VOXELS // (nx * ny))
         for z in range(0, nz, depth):
             yield z, self.grid.cropped((0, 0, z), (nx, ny, min(depth, nz - z)))
 
     def doubts(self, values: np.ndarray, found: np.ndarray) -> str:
-        """What the user should know of labels."""
+        """Warnings for the user about labels."""
         if self.interpolation in LABELS:
             lost = sorted(set(np.unique(values).tolist()) - set(np.unique(found).tolist()))
             return f"; no voxel is left of the label(s) {', '.join(map(str, lost))}" if lost else ""
@@ -180,9 +181,10 @@ class Resampling:
 
 
 def write_lungs(folder: Path, out: Path, of: Scan, reference: Path | None = None, overwrite: bool = False) -> str:
-    """The lungs of a scan as a label map on its grid, or on that of ``reference``; a sentence with their volumes.
+    """Write the lungs of a scan as a label map on its grid or on that of ``reference``; returns a sentence with their
+    volumes.
 
-    InputError for what the user can put right.
+    InputError for mistakes that the user can correct.
     """
     if not out.name.lower().endswith(WRITTEN):
         raise InputError(f"{out}: is no name for an image, expected one that ends in {', '.join(WRITTEN)}")
@@ -204,7 +206,8 @@ def write_lungs(folder: Path, out: Path, of: Scan, reference: Path | None = None
 
 
 def transform_onto(folder: Path, result: Result, onto: Scan) -> sitk.Transform:
-    """From points of the scan that is sampled onto to those of the other: what pulls the image."""
+    """The transform from points of the scan ``onto`` to points of the other one, as needed to resample images onto
+    it."""
     path = folder / TRANSFORMS[["fixed", "moving"].index(onto)]
     if "inverse_residual_mm" in result.figures:
         transform: sitk.Transform = sitk.ReadTransform(str(path))
@@ -215,13 +218,13 @@ def transform_onto(folder: Path, result: Result, onto: Scan) -> sitk.Transform:
 
 
 def field_transform(displacement: Float[Tensor, "1 3 z y x"], grid: Grid) -> sitk.Transform:
-    """As SimpleITK has it: in double precision."""
+    """The SimpleITK transform of a displacement field, in double precision."""
     vectors = displacement[0].permute(1, 2, 3, 0).double().contiguous().numpy()
     return sitk.DisplacementFieldTransform(placed(sitk.GetImageFromArray(vectors, isVector=True), grid))
 
 
 def affine_transform(affine: Affine) -> sitk.Transform:
-    """As SimpleITK has it."""
+    """The SimpleITK transform of an affine map."""
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(np.ravel(affine.matrix).tolist())
     transform.SetTranslation(affine.offset)
@@ -234,13 +237,13 @@ def _words(result: Result, onto: Scan) -> str:
 
 
 def _numbers(values: np.ndarray) -> np.ndarray:
-    """In a type that SimpleITK has, in the machine's byte order."""
+    """The values in a type that SimpleITK supports, in the byte order of the machine."""
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
     return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def placed(image: sitk.Image, grid: Grid) -> sitk.Image:
-    """The image, on the grid."""
+    """The image with spacing, origin and direction of the grid."""
     image.SetSpacing(grid.spacing)
     image.SetOrigin(grid.origin)
     image.SetDirection(np.ravel(grid.direction).tolist())
@@ -254,12 +257,12 @@ def _rounded(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _write(target: Path, image: sitk.Image) -> None:
-    """All or nothing, compressed."""
+    """Write a compressed file, completely or not at all."""
     folder = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=target.parent))
     try:
         sitk.WriteImage(image, str(folder / target.name), useCompression=True)
         (folder / target.name).replace(target)
-    except RuntimeError as error:  # SimpleITK's only one
+    except RuntimeError as error:  # the only error that SimpleITK raises
         raise OSError(f"{target}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Where the results of a case go, and how several processes share a folder."""
+"""Where the results of a case are written, and how several processes share a folder."""
 
 import fcntl
 import logging
@@ -49,14 +49,14 @@ class Outputs:
     expected_error: Path
     results: Path
     inputs: tuple[Path, ...] = ()
-    """Of the case: neither removed nor written over, wherever they lie."""
+    """The input files of the case. They are never removed or overwritten, wherever they lie."""
     transforms: tuple[Path, ...] = ()
-    """Those of `TRANSFORMS`, or none."""
+    """The paths of `TRANSFORMS`, or none."""
     page: Path | None = None
-    """report.html; None where it is not wanted."""
+    """The path of report.html; None if it is not wanted."""
 
     def check(self) -> None:
-        """InputError where a result would take the place of a file that is none of this program's, or an input."""
+        """InputError if a result would replace a file that this program did not write, or an input."""
         kept = identities(self.inputs)
         for image in (self.displacement_field, self.warped_moving, self.expected_error):
             for other in in_the_way(image):
@@ -78,11 +78,11 @@ def prepare_outputs(
     suffixes: bool = False,
     kind: str = ".mha",
 ) -> Outputs:
-    """Where the results of the case ``name`` go, with page, `TRANSFORMS` and `SUFFIXES` if they are wanted; the names
-    of images end in ``kind``. Makes nothing, so that a run that fails leaves nothing behind.
+    """The output paths of the case ``name``, with page, `TRANSFORMS` and `SUFFIXES` if wanted; image names end in
+    ``kind``. This function creates no file or folder, so that a failed run leaves nothing behind.
 
-    InputError when one of the places cannot be written, or holds what must not be replaced, see `Outputs.check`: before
-    any time is spent on the registration.
+    InputError when a path cannot be written, or holds a file that must not be replaced (see `Outputs.check`). This
+    check runs before the registration starts.
     """
     if not name or name.startswith(".") or "/" in name or len(name.encode(errors="replace")) > 200:
         raise InputError(f"{name!a}: is no name for a case, expected a short file name without folders")
@@ -106,10 +106,11 @@ def prepare_outputs(
 
 
 def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> None:
-    """Where a case begins: results.json and the page of an earlier one go, so that nobody takes them for this one's.
+    """Called when a case begins: removes results.json and the page of an earlier case, so that nobody takes them for
+    those of this case.
 
-    With ``images`` those of the earlier one go, too, and its transforms, but for what is one of the ``inputs`` or lies
-    below them. Nothing is touched while another process writes its results there. InputError when they cannot be
+    With ``images``, images and transforms of the earlier case are removed as well, except the ``inputs`` and all that
+    lies below them. Nothing is removed while another process writes its results there. InputError when they cannot be
     removed.
     """
     try:
@@ -130,10 +131,11 @@ def withdraw(root: Path, images: bool = False, inputs: Iterable[Path] = ()) -> N
 
 @contextmanager
 def sole_image(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
-    """Makes the folder of ``path`` for the body to write into; then ``path`` is its only image, as the platform asks.
+    """Create the folder of ``path``, into which the body writes; afterwards ``path`` is its only image, as the platform
+    requires.
 
-    Images that earlier runs wrote there, and parts of those that were killed, go only after the body has ended well; if
-    it has not, folders made here go instead. What another program wrote stays, and what is one of the ``inputs``.
+    Images of earlier runs and partial files of killed runs are removed only after the body has ended without an error.
+    After an error, the folders made here are removed instead. Files of other programs and the ``inputs`` stay.
     """
     with _folders_made(path.parent):
         yield path
@@ -142,8 +144,8 @@ def sole_image(path: Path, inputs: Iterable[Path] = ()) -> Iterator[Path]:
 
 
 def remove_own_image(path: Path, inputs: Iterable[Path] = ()) -> None:
-    """Images that earlier runs wrote into the folder of ``path`` go, where this run writes none, and so does the folder
-    if nothing else is there."""
+    """Remove images of earlier runs from the folder of ``path`` when this run writes none there. The folder is removed
+    too if it is then empty."""
     if path.parent.is_dir():
         remove_own_images([path.parent], inputs)
         with suppress(OSError):
@@ -152,9 +154,10 @@ def remove_own_image(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 @contextmanager
 def sole_writer(root: Path) -> Iterator[None]:
-    """Makes the folder. Of several processes that write there, one at a time runs the body; the others wait.
+    """Create the folder. When several processes write there, one at a time runs the body; the others wait.
 
-    So the results of one run stay together, where the file system knows locks. Parts of a killed run's file go.
+    So the results of one run stay together, if the file system supports locks. Partial files of killed runs are
+    removed.
     """
     with _folders_made(root), _locked(root):
         remove_partials(root)
@@ -163,7 +166,8 @@ def sole_writer(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Whether the body has the folder's lock: always, but for when it does not ``wait`` for another process's."""
+    """Yield whether this process holds the lock of the folder. This is false only without ``wait`` while another
+    process holds it."""
     descriptor, ours = os.open(folder, os.O_RDONLY), True
     try:
         try:
@@ -179,7 +183,7 @@ def _locked(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def _folders_made(folder: Path) -> Iterator[None]:
-    """The folder is made, and those above it; when the body fails, those made here go again if they are empty."""
+    """Create the folder and its parents. If the body fails, the folders made here are removed if they are empty."""
     made = [f for f in (folder, *folder.parents) if not f.exists()]  # innermost first
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -192,15 +196,15 @@ def _folders_made(folder: Path) -> Iterator[None]:
 
 
 def field_layout(option: Literal["auto", "itk", "grand-challenge"], inputs: Inputs) -> Layout:
-    """The layout asked for; by itself, grand-challenge on the platform and itk elsewhere."""
+    """The requested layout; "auto" gives grand-challenge on the platform and itk elsewhere."""
     if option != "auto":
         return option
     return "grand-challenge" if inputs.platform else "itk"
 
 
 def image_kind(option: Literal["auto", "mha", "nii.gz", "nrrd"], fixed: Path, layout: Layout) -> str:
-    """The ending of the images that are written: the one asked for; by itself that of the ``fixed`` image where it can
-    be written, and .mha for others (DICOM). InputError for anything but .mha in grand-challenge's layout."""
+    """The ending of the images that are written: the requested one. "auto" gives the ending of the ``fixed`` image if
+    that format can be written, else .mha (DICOM). InputError for anything but .mha in grand-challenge's layout."""
     if layout == "grand-challenge":
         if option not in ("auto", "mha"):
             raise InputError(f"--format {option}: grand-challenge.org's layout of a field needs mha, expected that")

@@ -1,4 +1,4 @@
-"""Which files in a folder for results this program wrote: only these may be replaced or removed."""
+"""Recognises the files that this program wrote: only these may be replaced or removed."""
 
 import hashlib
 import json
@@ -20,21 +20,21 @@ from ..files.writing import PARTIAL
 
 log = logging.getLogger(__name__)
 KINDS = ("displacement-field", "warped-moving", "expected-error")
-"""The folders of the results in images/."""
+"""The folders of the result images in images/."""
 SUFFIXES = ("_field", "_warped", "_error")
-"""What their names may end in, so that all can lie in one folder."""
+"""Optional endings of their names, so that all can lie in one folder."""
 TRANSFORMS = ("transform.h5", "inverse.h5")
-"""For other programs, beside results.json: from the fixed to the moving scan, and back."""
+"""Transforms for other programs, beside results.json: from the fixed to the moving scan, and back."""
 TRANSFORM_MARK = "Comment"
-"""The attribute of such a file that says who wrote it; ITK does not look at it."""
+"""The attribute of such a file that names its writer; ITK ignores it."""
 RESULTS = "results.json"
 PAGE = "report.html"
 PAGE_MARK = "written by lung-registration as report.html"
 """The comment in the second line of every page that this program writes."""
 OWN_ENTRIES = {"version", "timings_s", "warnings"}
-"""Of every results.json that this program writes (`Report`)."""
+"""Entries that every results.json of this program has (`Report`)."""
 FUNCTION = ("function.json", "function.csv")
-"""What `lungreg function` measures, beside results.json."""
+"""The files that `lungreg function` writes beside results.json."""
 FUNCTION_IMAGES = "function"
 """The folder of its images in images/."""
 FUNCTION_COLOURS = "prm.ctbl"
@@ -44,13 +44,13 @@ _OWN_PARTIAL = re.compile(re.escape(PARTIAL).replace(r"\{\}", "[0-9a-f]{32}"))
 
 
 def check_page(page: Path, inputs: Iterable[Path]) -> None:
-    """InputError where the page would take the place of a file that is none of this program's, or of an input."""
+    """InputError if the page would replace a file that this program did not write, or an input."""
     if exists(page):
         check_replaceable(page, identities(inputs), is_own_page(page))
 
 
 def check_writable(folder: Path) -> None:
-    """InputError unless a file can be made in the folder, or in the nearest folder above that exists."""
+    """InputError unless a file can be created in the folder, or in its nearest existing parent."""
     try:
         existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=existing):
@@ -60,23 +60,24 @@ def check_writable(folder: Path) -> None:
 
 
 def result_mark(path: Path) -> str:
-    """The comment in the header of a result that is written as ``path``. It tells that from every other file.
+    """The comment in the header of a result that is written as ``path``. It distinguishes this result from every other
+    file.
 
-    A file that was renamed has another mark than its name asks for, and programs that change an image write a header
-    of their own, see `algorithm.files.formats`.
+    The mark of a renamed file does not fit its new name, and programs that change an image write their own header, see
+    `algorithm.files.formats`.
     """
     name = f"{path.parent.name}/{path.name}".encode(errors="surrogateescape")
     return f"written by lung-registration as {hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def is_own_image(path: Path) -> bool:
-    """Whether it is a result that this program wrote under this name, as it was written."""
+    """Whether this program wrote the file under this name and nobody has changed it since."""
     expected = beginning(path, result_mark(path))
     return expected is not None and _begins_with(path, expected)
 
 
 def _begins_with(path: Path, expected: bytes) -> bool:
-    """Whether it is a file, and no link to one, that can be read and begins so."""
+    """Whether the path is a readable file, not a link, that begins with these bytes."""
     if path.is_symlink() or not path.is_file():
         return False
     try:
@@ -87,12 +88,12 @@ def _begins_with(path: Path, expected: bytes) -> bool:
 
 
 def transform_mark(path: Path) -> bytes:
-    """What `TRANSFORM_MARK` says in a transform that is written as ``path``; the folder may be renamed."""
+    """The value of `TRANSFORM_MARK` in a transform that is written as ``path``; the folder may be renamed."""
     return f"written by lung-registration as {path.name}".encode()
 
 
 def is_own_transform(path: Path) -> bool:
-    """Whether it is a transform that this program wrote under this name."""
+    """Whether this program wrote this transform under this name."""
     if path.is_symlink() or not path.is_file():
         return False
     try:
@@ -103,7 +104,7 @@ def is_own_transform(path: Path) -> bool:
 
 
 def is_own_results(path: Path) -> bool:
-    """Whether it is a results.json that this program wrote."""
+    """Whether this program wrote this results.json."""
     return _is_own_json(path, OWN_ENTRIES)
 
 
@@ -118,12 +119,12 @@ def _is_own_json(path: Path, entries: set[str]) -> bool:
 
 
 def is_own_page(path: Path) -> bool:
-    """Whether it is a page that this program wrote."""
+    """Whether this program wrote this page."""
     return _begins_with(path, f"<!DOCTYPE html>\n<!-- {PAGE_MARK} -->".encode())
 
 
 def _own_function(root: Path) -> Iterator[tuple[Path, bool]]:
-    """What lies where the lung function is written, and whether this program wrote it."""
+    """The paths to which lung function is written that exist, each with whether this program wrote it."""
     table, cells = (root / name for name in FUNCTION)
     images = root / "images" / FUNCTION_IMAGES
     if exists(table):
@@ -137,19 +138,19 @@ def _own_function(root: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def is_own_function(path: Path) -> bool:
-    """Whether it is a function.json that this program wrote."""
+    """Whether this program wrote this function.json."""
     return _is_own_json(path, {"version", "inspiration", "settings", "regions"})
 
 
 def check_function(root: Path) -> None:
-    """InputError where lung function would take the place of a file that is none of this program's."""
+    """InputError if the lung function would replace a file that this program did not write."""
     check_writable(root / "images" / FUNCTION_IMAGES)
     for path, own in _own_function(root):
         check_replaceable(path, set(), own)
 
 
 def remove_own_function(root: Path) -> None:
-    """What an earlier run measured; it belongs to another field."""
+    """Remove the lung function of an earlier run, because it belongs to another field."""
     for path, own in _own_function(root):
         if own:
             path.unlink()
@@ -158,13 +159,13 @@ def remove_own_function(root: Path) -> None:
 
 
 def in_the_way(path: Path) -> list[Path]:
-    """The images in the folder of ``path``, and whatever has that name itself."""
+    """The images in the folder of ``path``, and whatever exists under the name ``path``."""
     others = images_in(path.parent)
     return others if path in others or not exists(path) else [*others, path]
 
 
 def exists(path: Path) -> bool:
-    """Also as a link to nothing."""
+    """Whether the path exists, also as a broken link."""
     return path.is_symlink() or path.exists()
 
 
@@ -179,7 +180,8 @@ def check_replaceable(path: Path, kept: set[tuple[int, int]], own: bool) -> None
 
 
 def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """Device and inode of the files, and of those in the folders (DICOM): the same for every name of a file."""
+    """Device and inode of the files, and of the files in the folders (DICOM). They are the same for every name of a
+    file."""
     found = set()
     for path in paths:
         with suppress(OSError):
@@ -190,7 +192,7 @@ def identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
 
 
 def folders_below(path: Path) -> list[Path]:
-    """The path and all folders below it, links followed, each once."""
+    """The path and all folders below it, each once; links are followed."""
     found: dict[Path, None] = {}
     for folder, below, _ in os.walk(path, followlinks=True):
         if Path(folder).resolve() in found:
@@ -200,7 +202,8 @@ def folders_below(path: Path) -> list[Path]:
 
 
 def remove_own_texts(root: Path) -> None:
-    """results.json and report.html that this program wrote, and the lung function, which is that of their field."""
+    """Remove results.json and report.html that this program wrote, and the lung function, which belongs to their
+    field."""
     for path, own in ((root / RESULTS, is_own_results), (root / PAGE, is_own_page)):
         if own(path):
             path.unlink()
@@ -216,7 +219,7 @@ def remove_own_images(folders: list[Path], but: Iterable[Path]) -> None:
 
 
 def remove_own_transforms(root: Path, but: Iterable[Path] = ()) -> None:
-    """Those of an earlier run in a folder for results."""
+    """Remove the transforms of an earlier run from a result folder."""
     kept = identities(but)
     for path in (root / name for name in TRANSFORMS):
         if is_own_transform(path) and identities([path]).isdisjoint(kept):

@@ -1,4 +1,4 @@
-"""``lungreg points``: points of one scan, in the other."""
+"""``lungreg points``: maps points of one scan into the other."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from .result import Result, Scan, read_result
 
 
 def map_points(folder: Path, source: Path, out: Path, of: Scan, ras: bool = False, overwrite: bool = False) -> str:
-    """The points in the file ``source``, of the scan ``of``, written with their places in the other scan; a sentence
-    that says what was done.
+    """Map the points in the file ``source`` from the scan ``of`` into the other scan and write them; returns a sentence
+    on what was done.
 
-    InputError for what the user can put right; ``out`` is of the same kind as ``source``.
+    InputError for mistakes that the user can correct; ``out`` has the same file type as ``source``.
     """
     check_new(out, overwrite, source)
     if point_ending(source) != point_ending(out):
@@ -30,7 +30,7 @@ def map_points(folder: Path, source: Path, out: Path, of: Scan, ras: bool = Fals
 
 
 def check_new(out: Path, overwrite: bool, *sources: Path) -> None:
-    """InputError where a file would take the place of another, or cannot be written."""
+    """InputError if a file would replace another one, or cannot be written."""
     if any(out.exists() and source.exists() and out.samefile(source) for source in sources):
         raise InputError(f"{out}: is what is read, expected another name for what is written")
     if out.is_dir() or (out.exists() and not overwrite):
@@ -42,8 +42,8 @@ def check_new(out: Path, overwrite: bool, *sources: Path) -> None:
 def notes_of(
     result: Result, points_mm: Float[np.ndarray, "p 3"], mapped_mm: Float[np.ndarray, "p 3"], of: Scan
 ) -> dict[str, list[str]]:
-    """What is known of each point: whether it lies in the lungs of its own scan, how volume changes on its way, and how
-    far its new place is probably from the truth (mm; empty where nothing is said of that)."""
+    """Notes on each point: whether it lies in the lungs of its own scan, the volume change along its way, and the
+    expected error of its new position (mm; empty where it is not known)."""
     notes, fixed_mm = {}, points_mm if of == "fixed" else mapped_mm
     inside = result.in_lungs(points_mm, of)
     if inside is not None:
@@ -57,7 +57,7 @@ def notes_of(
 
 
 def in_words(result: Result, points_mm: Float[np.ndarray, "p 3"], mapped_mm: Float[np.ndarray, "p 3"], of: Scan) -> str:
-    """Which way the points went: the question that is asked most about such programs."""
+    """A sentence on the direction in which the points were mapped, which users of such programs ask about most."""
     to = "moving" if of == "fixed" else "fixed"
     names = {scan: f"the {scan} scan ({result.figures.get(scan, 'unnamed')})" for scan in ("fixed", "moving")}
     distance = np.linalg.norm(mapped_mm - points_mm, axis=1)

@@ -1,7 +1,7 @@
-"""A finished registration, read from the folder that it was written into: the map between the two scans, both ways.
+"""A finished registration, read from its output folder: the map between the two scans in both directions.
 
-u maps points of the fixed scan to the moving one. So images of the moving scan are pulled onto the fixed one by the
-forward map, while *points* of the moving scan go to the fixed one by the inverse.
+u maps points of the fixed scan to the moving one. So the forward map resamples images of the moving scan onto the fixed
+one, while *points* of the moving scan need the inverse map.
 """
 
 import json
@@ -29,44 +29,45 @@ from .transformfiles import read_expected_error, read_lungs, read_transform
 
 Scan = Literal["fixed", "moving"]
 MOST_VOXELS = 2**24
-"""Of a field that is kept in double precision, with its derivatives."""
+"""Maximum number of voxels of a field that is kept in double precision with its derivatives."""
 STEPS = 10
 CLOSE_MM = 1e-4
-"""So exactly points go back."""
+"""Accuracy of the inverse map of points."""
 
 
 @dataclass(frozen=True)
 class Result:
     """The map x ↦ affine(x + u(x)) from the fixed to the moving scan, and what is known of the two.
 
-    Points are arrays (n, 3) in mm along LPS axes, of any position; beyond the field the affine map is left.
+    Points are arrays (n, 3) in mm along LPS axes, at any position. Outside the field only the affine map applies.
     """
 
     transform: Transform
     figures: dict[str, Any]
-    """results.json."""
+    """The content of results.json."""
     fixed_lungs: LungMask | None = None
     moving_lungs: LungMask | None = None
     expected: ExpectedError | None = None
 
     def to_moving(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-        """Where points of the fixed scan lie in the moving one."""
+        """Positions in the moving scan of points of the fixed scan."""
         transform = self.transform
         return transform.affine(moved(points_mm, transform.displacement, transform.grid))
 
     def to_fixed(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-        """Where points of the moving scan lie in the fixed one: the map solved for each of them, to 0.0001 mm."""
+        """Positions in the fixed scan of points of the moving scan; the map is inverted for each of them, to 0.0001
+        mm."""
         targets = torch.from_numpy(self.transform.affine.inverse()(points_mm))
         start = targets - at_points(targets, *self._displacement)
         result: np.ndarray = undone(targets, self._displacement, self._slope, start, STEPS, CLOSE_MM).numpy()
         return result
 
     def mapped(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Float[np.ndarray, "p 3"]:
-        """Points of one scan in the other."""
+        """Positions in the other scan of points of the scan ``of``."""
         return self.to_moving(points_mm) if of == "fixed" else self.to_fixed(points_mm)
 
     def jacobian_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"]:
-        """The volume in the moving scan over that in the fixed one, around points of the fixed scan."""
+        """The ratio of the volume in the moving scan to that in the fixed one, around points of the fixed scan."""
         transform = self.transform
         matrices = at_points(torch.from_numpy(np.asarray(fixed_mm)), *self._slope).double().reshape(-1, 3, 3)
         linear = torch.tensor(transform.affine.matrix, dtype=torch.float64)
@@ -74,17 +75,17 @@ class Result:
         return found
 
     def in_lungs(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Bool[np.ndarray, " p"] | None:
-        """Whether points lie in the lungs of their own scan; None where these were not kept."""
+        """Whether points lie in the lungs of their own scan; None if the result holds no lungs."""
         lungs = self.fixed_lungs if of == "fixed" else self.moving_lungs
         return None if lungs is None else _inside(lungs, points_mm)
 
     def expected_error_at(self, fixed_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, " p"] | None:
-        """How far the map is probably from the truth (mm) at points of the fixed scan; -1 outside the lungs and where
-        the moving image does not show them. None where the result does not say."""
+        """Expected error of the map (mm) at points of the fixed scan; -1 outside the lungs and outside the moving
+        image. None if the result has no expected error."""
         return None if self.expected is None else self.expected.at_points(np.asarray(fixed_mm, np.float64))
 
     def grid(self, of: Scan) -> Grid:
-        """The grid of a scan as it was given; InputError where it was not kept."""
+        """The grid of a scan as it was given; InputError if the result does not hold it."""
         try:
             found = self.figures["grids"][of]
             rows = tuple(tuple(row) for row in found["direction"])
@@ -96,13 +97,14 @@ class Result:
 
     @cached_property
     def _displacement(self) -> tuple[Float[Tensor, "1 3 _ _ _"], Grid]:
-        """In double precision, where there is room."""
+        """The displacement field and its grid, in double precision if the field is small enough."""
         u = self.transform.displacement
         return (u.double() if u.shape[2:].numel() <= MOST_VOXELS else u), self.transform.grid
 
     @cached_property
     def _slope(self) -> tuple[Float[Tensor, "1 9 _ _ _"], Grid]:
-        """I + ∇u, where there is room for its nine numbers; otherwise on a coarser grid, which serves as well."""
+        """I + ∇u, on the grid of the field if its nine numbers per voxel fit; otherwise on a coarser grid, which is
+        sufficient."""
         u, grid = self.transform.displacement, self.transform.grid
         coarser = coarse(grid, MOST_VOXELS)
         return derivative(resample(u, grid, coarser), coarser), coarser
@@ -117,7 +119,8 @@ def _inside(lungs: LungMask, points_mm: Float[np.ndarray, "p 3"]) -> Bool[np.nda
 
 
 def read_result(folder: Path) -> Result:
-    """What a run wrote into ``folder``: transform.h5, or else the field. InputError where there is neither."""
+    """The result that a run wrote into ``folder``, from transform.h5 or else the field. InputError if there is
+    neither."""
     figures = read_figures(folder)
     there, back = (folder / name for name in TRANSFORMS)
     if "inverse_residual_mm" in figures:
@@ -130,7 +133,7 @@ def read_result(folder: Path) -> Result:
 
 
 def _expected_error(folder: Path) -> ExpectedError | None:
-    """From its image; None without one."""
+    """The expected error from its image; None without one."""
     images = images_in(folder / "images" / KINDS[2])
     if len(images) != 1:
         return None
@@ -139,8 +142,7 @@ def _expected_error(folder: Path) -> ExpectedError | None:
 
 
 def scan_path(folder: Path, figures: dict[str, Any], of: Scan, given: Path | None = None) -> Path:
-    """The file or folder of a scan: the ``given`` one, or where results.json says that it lay. InputError where it is
-    not there."""
+    """The file or folder of a scan: the ``given`` one, or the path in results.json. InputError if it does not exist."""
     if given is None:
         said = (figures.get("paths") or {}).get(of)
         if said is None:
@@ -154,7 +156,7 @@ def scan_path(folder: Path, figures: dict[str, Any], of: Scan, given: Path | Non
 
 
 def read_figures(folder: Path) -> dict[str, Any]:
-    """What results.json says; InputError where there is none."""
+    """The content of results.json; InputError if it does not exist."""
     path = folder / RESULTS
     try:
         content = json.loads(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The images of a result: the one place that knows where they lie."""
+"""Finds the images of a result; only this module knows where they lie."""
 
 from pathlib import Path
 

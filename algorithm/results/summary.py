@@ -1,4 +1,4 @@
-"""A run in figures and in words, for results.json, the log and the page."""
+"""The figures of a run, and sentences about it, for results.json, the log and the page."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from ..preparation.subject import Subject
 from .outputs import Outputs
 
 ERROR_MM = 3.0
-"""An expected error beyond it is counted."""
+"""Voxels with a larger expected error are counted."""
 
 
 @torch.no_grad()
 def figures(fixed: Subject, moving: Subject, transform: Transform) -> dict[str, Any]:
-    """Entries of results.json: the volumes of the lungs, and how far the field carries the fixed ones."""
+    """Entries of results.json: the lung volumes, and the displacement in the fixed lungs."""
     litres = {"fixed": fixed.lungs.litres, "moving": moving.lungs.litres}
     return {"lungs_litres": litres, "motion_mm": motion(fixed, transform)}
 
@@ -34,7 +34,7 @@ def motion(fixed: Subject, transform: Transform) -> dict[str, float]:
 
 
 def in_words(results: dict[str, Any], outputs: Outputs) -> list[str]:
-    """What a person wants to know of a run at its end, line by line. ``results`` is what results.json holds."""
+    """The most important figures of a finished run, line by line. ``results`` is the content of results.json."""
     seconds, warnings = results["timings_s"]["total"], len(results["warnings"])
     fixed, moving = (results.get(role, f"the {role} scan") for role in ("fixed", "moving"))
     lines = [f"Done: {moving} is registered to {fixed}, in {seconds:.0f} s."]
@@ -53,7 +53,7 @@ def in_words(results: dict[str, Any], outputs: Outputs) -> list[str]:
 
 
 def lungs_in_words(results: dict[str, Any]) -> str:
-    """Their volumes; empty where they are not known."""
+    """The lung volumes; empty if they are not known."""
     litres = results.get("lungs_litres")
     if not litres:
         return ""
@@ -63,13 +63,13 @@ def lungs_in_words(results: dict[str, Any]) -> str:
 
 
 def motion_in_words(results: dict[str, Any]) -> str:
-    """How far the lungs move; empty where that is not known."""
+    """The motion of the lungs; empty if it is not known."""
     of = results.get("motion_mm")
     return f"{of['mean']:.1f} mm in the mean over the fixed lungs, {of['max']:.1f} mm at most" if of else ""
 
 
 def error_in_words(results: dict[str, Any]) -> str:
-    """The expected error's mean, and where it is large; empty where there is none."""
+    """The mean expected error, and where it is large; empty without an expected error."""
     of = results.get("expected_error")
     if not of or of.get("mean_mm") is None:
         return ""
@@ -82,7 +82,7 @@ def error_in_words(results: dict[str, Any]) -> str:
 
 
 def foldings_in_words(results: dict[str, Any]) -> str:
-    """Voxels of the written field where it turns tissue inside out."""
+    """The number of voxels where the written field folds."""
     of = results.get("jacobian")
     if not of:
         return ""

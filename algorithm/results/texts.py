@@ -1,4 +1,4 @@
-"""results.json and other text files, all or nothing."""
+"""Writes results.json and other text files, completely or not at all."""
 
 import json
 import math
@@ -13,27 +13,28 @@ from ..files.writing import atomically
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
-    """results.json, all or nothing. NaN and ±inf become null: JSON has neither, and the platform drops them."""
+    """Write results.json, completely or not at all. NaN and ±inf become null: JSON has neither, and the platform drops
+    them."""
     text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")  # a lone surrogate's \udcff is valid JSON
 
 
 def paths_from(folder: Path, **files: Path) -> dict[str, str]:
-    """For results.json: where files lie, as seen from a folder, by their names there; without those that are not there
-    (scans in memory)."""
+    """Paths of files relative to a folder, by their names, for results.json; without files that do not exist (scans in
+    memory)."""
     start = folder.resolve()
     return {name: os.path.relpath(file.resolve(), start) for name, file in files.items() if file.exists()}
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file in UTF-8, all or nothing; what cannot be in it is escaped."""
+    """Write a file in UTF-8, completely or not at all; characters that UTF-8 cannot hold are escaped."""
     with atomically(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def _plain(value: Any) -> Any:
-    """The same in what JSON knows; TypeError for what it does not."""
+    """The value in types that JSON supports; TypeError for other types."""
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
         value = value.item()
     if isinstance(value, float):

@@ -1,10 +1,9 @@
-"""`transform.h5` and `inverse.h5`: transforms as ITK has them in HDF5, which ANTs and 3D Slicer read as well.
+"""`transform.h5` and `inverse.h5`: transforms in ITK's HDF5 format, which ANTs and 3D Slicer read as well.
 
-Both are composites of an affine map and displacement fields; of a composite's parts, ITK applies the last one first.
-The lungs of the scan whose points are mapped lie beside the transform's group, and so does the expected error; other
-programs pass over them.
-They are written by h5py and not by SimpleITK, which compresses nothing, stores twice the digits, and writes down on
-which operating system it ran.
+Both are composites of an affine map and displacement fields; ITK applies the last part of a composite first. The lungs
+of the scan whose points are mapped, and the expected error, lie beside the group of the transform; other programs
+ignore them. They are written by h5py and not by SimpleITK, which does not compress, stores double precision, and
+records the operating system.
 """
 
 import zlib
@@ -29,9 +28,9 @@ from ..lungs import LungMask
 from .ownership import TRANSFORM_MARK, transform_mark
 
 STEP_MM = 2.0**-13
-"""Displacements are multiples of that, 0.0001 mm: the digits that they lose are noise, which cannot be compressed."""
+"""Displacements are rounded to multiples of this (0.0001 mm). The lost digits are noise, which cannot be compressed."""
 CHUNK = 2**18
-"""Numbers that are compressed together, 1 MB."""
+"""Number of values that are compressed together, 1 MB."""
 _COMPOSITE = "CompositeTransform_double_3_3"
 _AFFINE = "AffineTransform_double_3_3"
 _LUNGS, _ERROR, _GRID = "LungMask", "ExpectedError", "Grid"
@@ -41,12 +40,12 @@ _FIELD = "DisplacementFieldTransform_double_3_3"
 def write_transform(
     path: Path, transform: Transform, fixed_lungs: LungMask, expected: ExpectedError | None = None
 ) -> None:
-    """x ↦ affine(x + u(x)), all or nothing; OSError as in `atomically`."""
+    """Write x ↦ affine(x + u(x)), completely or not at all; OSError as in `atomically`."""
     _write(path, [transform.affine, (transform.displacement, transform.grid)], fixed_lungs, expected)
 
 
 def write_inverse(path: Path, inverse: Inverse, moving_lungs: LungMask) -> None:
-    """p after v after e after the affine map, likewise."""
+    """Write the inverse: first the affine map, then e, v and p; completely or not at all."""
     _write(path, [inverse.edges, inverse.rough, inverse.rest, inverse.affine], moving_lungs)
 
 
@@ -83,13 +82,13 @@ def _named(group: h5py.Group, number: int, kind: str) -> h5py.Group:
 
 
 def _write_affine(part: h5py.Group, affine: Affine) -> None:
-    """The centre of the rotation, which is the origin; the matrix and the offset."""
+    """Write the centre of the rotation, which is the origin, the matrix and the offset."""
     part.create_dataset("TransformFixedParameters", data=np.zeros(3))
     part.create_dataset("TransformParameters", data=np.array([*np.ravel(affine.matrix), *affine.offset]))
 
 
 def _write_field(part: h5py.Group, displacement: torch.Tensor, grid: Grid) -> None:
-    """Size, origin, spacing, direction; the vectors, those along x fastest."""
+    """Write size, origin, spacing and direction, then the vectors; x is the fastest axis."""
     vectors = torch.stack(displacement[0].unbind(), dim=-1).flatten()
     vectors = (vectors / STEP_MM).round_().mul_(STEP_MM)
     part.create_dataset("TransformFixedParameters", data=_grid_numbers(grid))
@@ -97,8 +96,8 @@ def _write_field(part: h5py.Group, displacement: torch.Tensor, grid: Grid) -> No
 
 
 def _write_compressed(part: h5py.Group, name: str, values: np.ndarray) -> None:
-    """As HDF5 does by itself (the bytes of a chunk sorted by their place in the numbers, then deflated), but with a
-    thread for each processor."""
+    """Compress as HDF5 itself does (the bytes of a chunk sorted by their place in the numbers, then deflated), but with
+    one thread per processor."""
     chunk = min(CHUNK, len(values))
     options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     dataset = part.create_dataset(name, values.shape, "<f4", chunks=(chunk,), **options)
@@ -106,7 +105,7 @@ def _write_compressed(part: h5py.Group, name: str, values: np.ndarray) -> None:
     def compressed(start: int) -> bytes:
         whole = np.zeros(chunk, "<f4")
         whole[: len(values) - start] = values[start : start + chunk]
-        packed = zlib.compressobj(1, strategy=zlib.Z_RLE)  # what repeats are single bytes: half the time, 1.1 the size
+        packed = zlib.compressobj(1, strategy=zlib.Z_RLE)  # only single bytes repeat: half the time, 1.1 times the size
         return packed.compress(whole.view(np.uint8).reshape(-1, 4).T.tobytes()) + packed.flush()
 
     starts = range(0, len(values), chunk)
@@ -120,25 +119,25 @@ def _grid_numbers(grid: Grid) -> np.ndarray:
 
 
 def read_transform(path: Path) -> Transform:
-    """What `write_transform` wrote; InputError when it is missing, or something else."""
+    """The transform that `write_transform` wrote; InputError when the file is missing or has other content."""
     affine, (displacement, grid) = _read(path, (_AFFINE, _FIELD))
     return Transform(displacement, grid, affine)
 
 
 def read_inverse(path: Path) -> Inverse:
-    """What `write_inverse` wrote; InputError when it is missing, or something else."""
+    """The inverse that `write_inverse` wrote; InputError when the file is missing or has other content."""
     return Inverse(*_read(path, (_FIELD, _FIELD, _FIELD, _AFFINE)))
 
 
 def read_lungs(path: Path) -> LungMask:
-    """The lungs that were written with a transform; InputError likewise."""
+    """The lungs that were written with a transform; InputError as in `read_transform`."""
     with _opened(path) as file:
         dataset = file[_LUNGS]
         return LungMask(torch.from_numpy(dataset[()] > 0)[None, None], _read_grid(dataset.attrs[_GRID]))
 
 
 def read_expected_error(path: Path) -> ExpectedError | None:
-    """The expected error that was written with a transform, None without one; InputError likewise."""
+    """The expected error that was written with a transform, None without one; InputError as in `read_transform`."""
     with _opened(path) as file:
         if _ERROR not in file:
             return None
@@ -147,7 +146,7 @@ def read_expected_error(path: Path) -> ExpectedError | None:
 
 
 def _read(path: Path, kinds: tuple[str, ...]) -> list[Any]:
-    """The parts, which are to be of these kinds."""
+    """The parts of the transform; InputError unless they have these kinds."""
     with _opened(path) as file:
         group = file["TransformGroup"]
         found = tuple(group[str(n)]["TransformType"][0].decode() for n in range(len(group)))
@@ -160,7 +159,7 @@ def _read(path: Path, kinds: tuple[str, ...]) -> list[Any]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """InputError for whatever is wrong with the file."""
+    """The opened file; every problem with it is an InputError."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             yield file
