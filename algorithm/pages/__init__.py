@@ -1,1 +1,1 @@
-"""report.html and what is shown on it."""
+"""report.html and its content."""

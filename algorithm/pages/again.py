@@ -1,4 +1,4 @@
-"""``lungreg report``: report.html of a result that lies in a folder, made from its files and the two scans."""
+"""``lungreg report``: makes report.html of an existing result from its files and the two scans."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from .view import Pair
 
 
 def write_page_again(folder: Path, fixed: Path | None = None, moving: Path | None = None) -> Path:
-    """Writes report.html into the folder of a result, in place of an earlier one of ours; its path.
+    """Write report.html into a result folder, in place of an earlier report of this program; returns its path.
 
-    ``fixed`` and ``moving`` are the scans, where they are not any more where the registration found them. InputError
-    where the folder holds no result, the scans are missing or others, or a report.html that is none of ours is there.
+    Give ``fixed`` and ``moving`` if the scans have moved since the registration. InputError if the folder holds no
+    result, if the scans are missing or different, or if another program wrote the report.html there.
     """
     result, page = read_result(folder), folder / PAGE
     if missing := OWN_ENTRIES - result.figures.keys():
@@ -31,14 +31,14 @@ def write_page_again(folder: Path, fixed: Path | None = None, moving: Path | Non
     scans = registered_scan(folder, result, "fixed", fixed), registered_scan(folder, result, "moving", moving)
     text = registration_page(Pair(*scans, _transform(result), result.expected), result.figures, PAGE_MARK)
     with sole_writer(folder):
-        check_page(page, (fixed, moving))  # again: it may have come in the meantime
+        check_page(page, (fixed, moving))  # again: it may have been written in the meantime
         write_text(page, text)
     return page
 
 
 def _transform(result: Result) -> Transform:
-    """With the affine map of the pre-alignment apart also where only the whole field was kept: where the scans lie far
-    apart, the page compares them after that."""
+    """The transform with a separate affine map of the pre-alignment, also if the result holds only the whole field. The
+    page needs it: scans that lie far apart are compared after the pre-alignment."""
     transform, said = result.transform, result.figures.get("prealignment")
     if transform.affine != Affine() or said is None:
         return transform

@@ -1,6 +1,7 @@
-"""report.html: one page about a registration, for a person. It holds all that it shows, and loads nothing.
+"""report.html: one page about a registration, for readers. It contains everything that it shows and loads no other
+file.
 
-`registration_page` makes its text; the file is written by `interface.write_text`.
+`registration_page` makes its text; `results.texts.write_text` writes the file.
 """
 
 from dataclasses import asdict, dataclass
@@ -25,12 +26,12 @@ MEASURED = {
     "inconsistency_mm": ("Distance between forward and backward registration (mm, mean)", 1.0, 2),
     "inconsistency_p95_mm": ("The same, 95th percentile (mm)", 1.0, 2),
 }
-"""Of results.json's quality: what it is, by how much it is multiplied, and digits after the point."""
+"""For each measure of quality in results.json: its description, a factor, and the digits after the point."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A figure that a reader looks for first."""
+    """A key figure at the top of the page."""
 
     name: str
     value: str
@@ -38,7 +39,8 @@ class Card:
 
 
 def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> str:
-    """The page's text. ``results`` is what results.json will hold; ``mark`` becomes a comment in its second line."""
+    """The page's text. ``results`` is the content of results.json; ``mark`` becomes a comment in the second line of the
+    page."""
     fixed, moving = pair.fixed.image.path.name, pair.moving.image.path.name
     volume = volume_view(pair)
     scales = scales_for(volume)

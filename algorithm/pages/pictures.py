@@ -1,4 +1,4 @@
-"""What is to be seen on the page of a registration: slices, colour bars, histograms, volumes for the viewer."""
+"""The pictures on the page of a registration: slices, colour bars, histograms, volumes for the viewer."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from resultpages.viewer import Layer, layer
 from .view import AXIS, Plane, View, flat
 
 CT_LEVELS = 96
-"""Of the grey values in the viewer: fewer than 255 make the page smaller."""
+"""Number of grey values in the viewer; fewer than 255 make the page smaller."""
 MAP_LEVELS = 128
 MAP_OPACITY = 0.7
 ARROW_PIXELS = 15
-"""Between arrows."""
+"""Distance between arrows."""
 LEAST_ARROW = 2.0
-"""Pixels; shorter ones are not drawn."""
+"""Minimum length of an arrow in pixels; shorter ones are not drawn."""
 RATIOS = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.5)
 """Ticks for volumes, moving over fixed."""
 TITLES: dict[Plane, str] = {
@@ -55,14 +55,14 @@ class PlaneShown:
 
 @dataclass(frozen=True)
 class Scales:
-    """Of the colours that depend on the case; mm."""
+    """The scales (mm) of the colours that depend on the case."""
 
     motion: Scale
     error: Scale
 
 
 def scales_for(volume: View) -> Scales:
-    """Round ends above the 99.5th percentile in the lungs."""
+    """Scales that end at round numbers above the 99.5th percentile in the lungs."""
     inside = volume.motion_mm[volume.lungs]
     longest = float(np.percentile(inside, 99.5)) if len(inside) else 1.0
     error = 5.0
@@ -76,7 +76,7 @@ def scales_for(volume: View) -> Scales:
 
 
 def plane_shown(plane: Plane, view: View, scales: Scales) -> PlaneShown:
-    """Fixed scan, before and after, motion and maps of a `slice_view`."""
+    """The fixed scan, before and after, motion and maps of a `slice_view`."""
     fixed, before, warped = (flat(of, plane) for of in (view.fixed_hu, view.before_hu, view.warped_hu))
     where = f"{plane} slice through the fixed lungs"
     scans = Compared(
@@ -119,7 +119,7 @@ def _over(view: View, plane: Plane, colours: UInt8[np.ndarray, "y x 3"]) -> UInt
 def arrows(view: View, plane: Plane) -> str:
     """The displacement in the lungs as arrows, true to length: an SVG path in pixels of the plane's picture."""
     across, down = (a for a in range(3) if a != AXIS[plane])
-    up = -1.0 if plane != "axial" else 1.0  # pictures but the axial one are turned upside down
+    up = -1.0 if plane != "axial" else 1.0  # all pictures except the axial one are turned upside down
     lungs = flat(view.lungs, plane)
     x_mm, y_mm = (flat(view.displacement_mm[a], plane) for a in (across, down))
     dx, dy = x_mm / view.grid.spacing[across], up * y_mm / view.grid.spacing[down]
@@ -145,7 +145,7 @@ def _arrow(x: int, y: int, dx: float, dy: float) -> str:
 
 
 def colour_bars(scales: Scales, expected: bool) -> list[ColourBar]:
-    """Of the maps."""
+    """Colour bars of the maps."""
     bars = [_linear_bar(scales.motion, "Motion (mm)"), _volume_bar()]
     return bars + ([_linear_bar(scales.error, "Expected error (mm)")] if expected else [])
 
@@ -160,7 +160,7 @@ def _volume_bar() -> ColourBar:
 
 
 def histograms(volume: View, scales: Scales) -> list[Histogram]:
-    """Over the voxels of the fixed lungs."""
+    """Histograms over the voxels of the fixed lungs."""
     inside = volume.lungs
     differences = {
         "before": (volume.fixed_hu - volume.before_hu)[inside],

@@ -1,4 +1,4 @@
-"""What there is to see of a registration: slices and a small volume, sampled from the scans and the field.
+"""The data shown of a registration: slices and a small volume, sampled from the scans and the field.
 
 Arrays are (z, y, x) on a `Grid` whose axes lie near LPS: x to the patient's left, y to the back, z to the head.
 """
@@ -30,17 +30,18 @@ from ..lungs import LungMask
 from ..preparation.subject import Subject
 
 MARGIN_MM = 18.0
-"""Around the fixed lungs: the chest wall is seen, too."""
+"""Margin around the fixed lungs; it shows the chest wall."""
 MOVING_MARGIN_MM = 60.0
-"""Around the moving ones: more is not sampled for the small volume."""
+"""Margin around the moving lungs; the small volume samples nothing outside."""
 MOST_PIXELS = 360
-"""Along the longer side of a slice."""
+"""Maximum number of pixels along the longer side of a slice."""
 LEAST_PIXEL_MM = 0.9
 MOST_VOXELS = 750_000
-"""Of the small volume."""
+"""Maximum number of voxels of the small volume."""
 LEAST_VOXEL_MM = 2.0
 FAR_MM = 60.0
-"""Lungs whose centres are farther apart are not compared where they lie: the tables or patients lay otherwise."""
+"""If the centres of the lungs are farther apart, the scans are not compared at their given positions: the table or the
+patient was at another position."""
 
 Plane = Literal["coronal", "sagittal", "axial"]
 AXIS: dict[Plane, int] = {"coronal": 1, "sagittal": 0, "axial": 2}
@@ -49,7 +50,7 @@ AXIS: dict[Plane, int] = {"coronal": 1, "sagittal": 0, "axial": 2}
 
 @dataclass(frozen=True)
 class View:
-    """A registration on one grid of the fixed world."""
+    """A registration on one grid in fixed world coordinates."""
 
     grid: Grid
     fixed_hu: Float[np.ndarray, "z y x"]
@@ -58,11 +59,12 @@ class View:
     warped_hu: Float[np.ndarray, "z y x"]
     """The moving scan after it."""
     lungs: Bool[np.ndarray, "z y x"]
-    """Of the fixed scan."""
+    """The lungs of the fixed scan."""
     displacement_mm: Float[np.ndarray, "3 z y x"]
-    """From a point of the fixed scan to its place in the moving one; components x, y, z along the axes of ``grid``."""
+    """The displacement from a point of the fixed scan to its position in the moving one; components x, y, z along the
+    axes of ``grid``."""
     determinant: Float[np.ndarray, "z y x"]
-    """The volume in the moving scan over that in the fixed one."""
+    """The ratio of the volume in the moving scan to that in the fixed one."""
     expected_mm: Float[np.ndarray, "z y x"] | None = None
 
     @property
@@ -74,7 +76,7 @@ class View:
 
 @dataclass(frozen=True)
 class Pair:
-    """All that is looked at."""
+    """All data of a registration that the page shows."""
 
     fixed: Subject
     moving: Subject
@@ -83,12 +85,13 @@ class Pair:
 
     @property
     def before(self) -> Affine:
-        """Where the moving scan is shown before the registration: where it lies, or pre-aligned if that is far off."""
+        """The map that places the moving scan before the registration: the identity, or the pre-alignment if the scans
+        lie far apart."""
         return self.transform.affine if self.far else Affine()
 
     @property
     def far(self) -> bool:
-        """Whether the two scans lie apart."""
+        """Whether the two scans lie far apart."""
         centres = [_centre(subject.lungs) for subject in (self.fixed, self.moving)]
         return bool(np.linalg.norm(centres[0] - centres[1]) > FAR_MM)
 
@@ -99,7 +102,7 @@ def _centre(lungs: LungMask) -> np.ndarray:
 
 
 def around(lungs: LungMask, margin_mm: float) -> Grid:
-    """The voxels of the lungs' grid in the box around them, with a margin."""
+    """The box around the lungs with a margin, as a part of their grid."""
     index = lungs.mask[0, 0].nonzero().numpy()[:, ::-1]
     margin = np.ceil(margin_mm / np.array(lungs.grid.spacing)).astype(int)
     low, high = index.min(axis=0) - margin, index.max(axis=0) + margin
@@ -109,9 +112,9 @@ def around(lungs: LungMask, margin_mm: float) -> Grid:
 
 @torch.no_grad()
 def slice_view(pair: Pair, plane: Plane) -> View:
-    """Three layers around the slice that shows most of the fixed lungs; `flat` takes the middle one.
+    """Three layers around the slice with the largest area of the fixed lungs; `flat` takes the middle layer.
 
-    Square pixels, not finer than `LEAST_PIXEL_MM` and no more than `MOST_PIXELS` of them along a side.
+    The pixels are square, not smaller than `LEAST_PIXEL_MM` and no more than `MOST_PIXELS` of them along a side.
     """
     box, axis = around(pair.fixed.lungs, MARGIN_MM), AXIS[plane]
     lungs = resample(pair.fixed.lungs.mask.float(), pair.fixed.lungs.grid, box, fill=0.0)[0, 0] > 0.5
@@ -142,7 +145,7 @@ def _with_voxels(box: Grid, voxel_mm: float) -> Grid:
 
 
 def _reduced(image: Image, grid: Grid) -> Image:
-    """An image on a coarser grid; of one with more than two voxels to a step, not all are looked at."""
+    """An image on a coarser grid. If a grid step covers more than two voxels, only some of them are read."""
     strides = [max(1, int(step // 2)) for step in np.array(grid.spacing) / np.array(image.grid.spacing)]
     image = _every(image, (strides[0], strides[1], strides[2]))
     voxels = resample_image(image.voxels, image.grid, grid, least=AIR_HU, fill=AIR_HU)
@@ -150,7 +153,7 @@ def _reduced(image: Image, grid: Grid) -> Image:
 
 
 def _every(image: Image, strides: Size) -> Image:
-    """Every n-th voxel along x, y and z, from the first one on."""
+    """Every n-th voxel along x, y and z, starting with the first one."""
     x, y, z = strides
     voxels = image.voxels[..., ::z, ::y, ::x]
     sx, sy, sz = (step * spacing for step, spacing in zip(strides, image.grid.spacing, strict=True))
@@ -159,12 +162,13 @@ def _every(image: Image, strides: Size) -> Image:
 
 
 def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
-    """The registration on ``grid``, of images of the two scans as they are or reduced; at least two voxels an axis."""
+    """The registration on ``grid``, sampled from the two scans, original or reduced; at least two voxels along each
+    axis."""
     still = torch.zeros(1, 3, *grid.shape)
     field = _near(pair.transform, grid).field(grid)
     expected = None
     if pair.expected is not None:
-        expected = pair.expected.at(grid, elsewhere=MOST_MM, least=0.05)[0, 0].numpy()  # not seen: the worst colour
+        expected = pair.expected.at(grid, elsewhere=MOST_MM, least=0.05)[0, 0].numpy()  # outside: the worst colour
     along_axes = torch.einsum("ji,jzyx->izyx", torch.tensor(grid.direction, dtype=field.dtype), field[0])
     return View(
         grid,
@@ -179,7 +183,7 @@ def seen(pair: Pair, grid: Grid, fixed: Image, moving: Image) -> View:
 
 
 def _near(transform: Transform, grid: Grid) -> Transform:
-    """What a transform is around ``grid``: of a slice much less is to be interpolated."""
+    """The part of a transform around ``grid``: a slice needs much less of it to be interpolated."""
     (x, y, z), (nx, ny, nz) = start, size = needed_part(transform.grid, grid, Affine())
     part = transform.displacement[..., z : z + nz, y : y + ny, x : x + nx]
     return Transform(part, transform.grid.cropped(start, size), transform.affine)
@@ -191,16 +195,16 @@ def _sampled(image: Image, displacement: Float[Tensor, "1 3 z y x"], grid: Grid)
 
 
 def fullest(view: View) -> list[float]:
-    """Along x, y and z, where most of the lungs is, as a share of the way through the grid: 0.5 in the middle."""
+    """The position along x, y and z with most lung, as a share of the extent of the grid: 0.5 is the middle."""
     counts = [view.lungs.sum(axis=tuple(d for d in range(3) if d != 2 - axis)) for axis in range(3)]
     return [(int(of.argmax()) + 0.5) / len(of) for of in counts]
 
 
 def flat(values: np.ndarray, plane: Plane) -> np.ndarray:
-    """The middle layer of an array (z, y, x), or of one more axis in front, as a picture.
+    """The middle layer of an array (z, y, x), or of an array with one more leading axis, as a picture.
 
-    The head is above and the patient's right on the left; in sagittal pictures the front is on the left, in axial ones
-    above.
+    The head is at the top and the patient's right on the left. The front is on the left in sagittal pictures and at the
+    top in axial ones.
     """
     axis = 2 - AXIS[plane] - 3
     layer = np.take(values, values.shape[axis] // 2, axis=axis)
