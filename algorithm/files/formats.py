@@ -5,8 +5,9 @@
 .nii.gz   NIfTI-1, compressed. A field is what the standard calls displacement vectors (intent 1006): five axes, mm
           along **RAS**, one component after the other. SimpleITK turns them to LPS when it reads them.
 
-A comment in the first bytes names the program that wrote the file. Programs that change an image write a header of their own.
-ITK, pynrrd and nibabel ignore the comment. In .nii.gz it belongs to the compression and is not part of the image.
+A comment in the first bytes names the program that wrote the file. Programs that change an image write their own
+header. ITK, pynrrd and nibabel ignore the comment. In .nii.gz it belongs to the compression and is not part of the
+image.
 """
 
 import struct
