@@ -1,4 +1,4 @@
-"""The command ``lungreg function``; nothing heavy is imported until it is called."""
+"""The command ``lungreg function``. Large libraries are imported only when it is called."""
 
 from dataclasses import fields
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""What the map does to a small piece of lung: its volume, its lengths, and how unequal these are.
+"""Local deformation of the lung by the map: change of volume, change of lengths, and their anisotropy.
 
 F = ∇(affine(x + u(x))) is taken on the grid that u lives on, by central differences. Its singular values are the
 principal stretches λ₁ ≥ λ₂ ≥ λ₃, the roots of the eigenvalues of the right Cauchy-Green tensor FᵀF; det F = λ₁ λ₂ λ₃.
-From the expiration to the inspiration; where the inspiration is the fixed scan, the stretches are those of F⁻¹.
+All refer to the map from expiration to inspiration; if the inspiration is the fixed scan, the stretches are those of
+F⁻¹.
 """
 
 import numpy as np
@@ -17,12 +18,12 @@ from ..geometry import Grid, resample, resample_image
 from ..lungs import LungMask
 
 MOST_VOXELS = 2**24
-"""Of the grid on which the derivatives are taken."""
+"""Maximum number of voxels of the grid on which the derivatives are taken."""
 
 
 @torch.no_grad()
 def deformation(transform: Transform, lungs: LungMask) -> tuple[Float[Tensor, "1 4 z y x"], Grid]:
-    """det F and the stretches, smallest first, of the map from the fixed to the moving scan; 1 away from the lungs."""
+    """det F and the stretches, smallest first, of the map from the fixed to the moving scan; 1 outside the lungs."""
     grid = coarse(transform.grid, MOST_VOXELS)
     slope = derivative(resample(transform.displacement, transform.grid, grid), grid)[0].reshape(3, 3, *grid.shape)
     share = resample_image(lungs.mask, lungs.grid, grid, least=0.0, fill=0.0)
@@ -36,20 +37,22 @@ def deformation(transform: Transform, lungs: LungMask) -> tuple[Float[Tensor, "1
 
 
 def principal_stretches(gradient: Float[np.ndarray, "n 3 3"]) -> Float[np.ndarray, "n 3"]:
-    """The singular values of F, smallest first: the roots of the eigenvalues of FᵀF."""
+    """The singular values of F, smallest first: the square roots of the eigenvalues of FᵀF."""
     squares = np.linalg.eigvalsh(np.swapaxes(gradient, 1, 2) @ gradient)
     stretches: np.ndarray = np.sqrt(np.maximum(squares, 0))
     return stretches
 
 
 def principal_strains(stretches: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """The eigenvalues (λ² - 1) / 2 of the Green-Lagrange strain E = (FᵀF - I) / 2; 0 where no length changes."""
+    """The eigenvalues (λ² - 1) / 2 of the Green-Lagrange strain E = (FᵀF - I) / 2; They are 0 where no length
+    changes."""
     strains: np.ndarray = (stretches**2 - 1) / 2
     return strains
 
 
 def anisotropic_deformation_index(stretches: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
-    """ADI = √(((λ₁ - λ₂) / λ₂)² + ((λ₂ - λ₃) / λ₃)²), of stretches smallest first: 0 where all directions are alike.
+    """ADI = √(((λ₁ - λ₂) / λ₂)² + ((λ₂ - λ₃) / λ₃)²), for stretches sorted from small to large: 0 where all directions
+    stretch equally.
 
     Amelon et al. 2011 (J Biomech 44(13):2489).
     """
@@ -59,10 +62,10 @@ def anisotropic_deformation_index(stretches: Float[np.ndarray, "n 3"]) -> Float[
 
 
 def slab_rod_index(stretches: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
-    """SRI = (2/π) arctan(λ₃ (λ₁ - λ₂) / (λ₂ (λ₂ - λ₃))), of stretches smallest first: 0 slab, 1 rod.
+    """SRI = (2/π) arctan(λ₃ (λ₁ - λ₂) / (λ₂ (λ₂ - λ₃))), for stretches sorted from small to large: 0 slab, 1 rod.
 
-    A slab is λ₁ = λ₂ > λ₃, a rod λ₁ > λ₂ = λ₃; NaN where all are equal to a thousandth, since it is neither. Amelon et
-    al. 2011.
+    A slab is λ₁ = λ₂ > λ₃, a rod λ₁ > λ₂ = λ₃; NaN where all three are equal to a thousandth, because this is neither.
+    Amelon et al. 2011.
     """
     third, second, first = np.asarray(stretches).T
     index: np.ndarray = np.arctan2(third * (first - second), second * (second - third)) * (2 / np.pi)

@@ -1,4 +1,4 @@
-"""``lungreg function``: reads a result and its scans, and writes table, images and the section of report.html."""
+"""``lungreg function``: reads a result and its scans; writes table, images and the section of report.html."""
 
 import csv
 import io
@@ -45,31 +45,31 @@ from .ventilation import sacj, sai, saj, scaled, tissue_share
 from .voxels import Case, ErrorAt
 
 NOTHING = -1.0
-"""In images of numbers, where nothing is said; no measure can be as low."""
+"""Value in images of numbers where there is no measurement; no measure can be as low."""
 HIGHEST = 10.0
-"""Of the ventilation in images: a voxel without tissue would have an infinite one."""
+"""Maximum of the ventilation in images: in a voxel without tissue it would be infinite."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Given:
-    """What the result does not hold, as far as the user says it."""
+    """Files that the result does not hold, as given by the user."""
 
     fixed: Path | None = None
     moving: Path | None = None
-    """None: where results.json says that it lay."""
+    """None: the path in results.json."""
     fixed_mask: Path | None = None
     moving_mask: Path | None = None
-    """None: the lungs that were found, or made from the HU where they were not kept."""
+    """None: the lungs that the result holds, or else lungs made from the HU."""
     fixed_lobes: Path | None = None
     moving_lobes: Path | None = None
 
 
 def function(folder: Path, given: Given = Given(), settings: FunctionSettings = DEFAULT) -> str:
-    """Measures a result and writes what is found into its folder; a few lines in words.
+    """Measure lung function of a result and write it into the result folder; returns a summary of a few lines.
 
-    InputError for what the user can put right. What an earlier call wrote is replaced, nothing else.
+    InputError for mistakes that the user can correct. Only files of an earlier call are replaced.
     """
     settings.check()
     report = Report(["read", "function", "write function"])
@@ -92,7 +92,7 @@ def function(folder: Path, given: Given = Given(), settings: FunctionSettings = 
 
 
 def read_case(folder: Path, result: Result, given: Given) -> Case:
-    """Both scans with their lungs; InputError where they cannot be found, or are others than were registered."""
+    """Both scans with their lungs; InputError if they are not found, or are not the scans that were registered."""
     fixed = registered_scan(folder, result, "fixed", given.fixed, given.fixed_mask)
     moving = registered_scan(folder, result, "moving", given.moving, given.moving_mask)
     return Case(
@@ -114,9 +114,9 @@ def _error_on(expected: ExpectedError | None) -> ErrorAt | None:
 
 
 def also_function(folder: Path, pair: Pair, lobes: tuple[Path | None, Path | None], report: Report) -> str:
-    """At the end of a registration (``--also function``): measures and writes; the section for report.html.
+    """Measure and write at the end of a registration (``--also function``); returns the section for report.html.
 
-    InputError as in `function`; what is to be looked at becomes warnings of the registration.
+    InputError as in `function`; findings that the user should check become warnings of the registration.
     """
     check_function(folder)
     settings = DEFAULT
@@ -130,7 +130,8 @@ def also_function(folder: Path, pair: Pair, lobes: tuple[Path | None, Path | Non
 
 
 def write_function(folder: Path, found: Measured, settings: FunctionSettings, names: dict[str, str]) -> str:
-    """Table and images; the section for report.html. The JSON file comes last: it says that all is there."""
+    """Write table and images; returns the section for report.html. The JSON file is written last: its presence means
+    that all files are complete."""
     (folder / FUNCTION[0]).unlink(missing_ok=True)
     images = folder / "images" / FUNCTION_IMAGES
     images.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def write_function(folder: Path, found: Measured, settings: FunctionSettings, na
 
 
 def measures(found: Measured, tissue_hu: float) -> dict[str, Float32[np.ndarray, " n"] | UInt8[np.ndarray, " n"]]:
-    """The images' values by name; by the filtered HU, `NOTHING` where a voxel does not count."""
+    """The values of the images by name. They use the filtered HU, and `NOTHING` where a voxel does not count."""
     voxels, counts = found.voxels, (found.prm != UNCERTAIN) & (found.prm != LEFT_OUT)
     inside, outside = (
         tissue_share(hu, tissue_hu) for hu in (scaled(voxels.inspiration_hu, found.mass_factor), voxels.expiration_hu)
@@ -174,7 +175,7 @@ def measures(found: Measured, tissue_hu: float) -> dict[str, Float32[np.ndarray,
 
 
 def _scattered(found: Measured, values: np.ndarray) -> Iterator[Tensor]:
-    """The values at their places in the box, slab by slab; outside the lungs 0 for labels, `NOTHING` for numbers."""
+    """The values at their positions in the box, slab by slab. Outside the lungs labels are 0 and numbers `NOTHING`."""
     where, start, z = found.voxels.where, 0, 0
     for slab in slabs(found.voxels.grid):
         inside = where[z : z + slab.shape[0]]
@@ -186,7 +187,7 @@ def _scattered(found: Measured, values: np.ndarray) -> Iterator[Tensor]:
 
 
 def as_csv(found: Measured) -> str:
-    """A line for each region; what is not known is empty."""
+    """CSV text with one line per region; unknown values are empty."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["region", *(quantity.key for quantity in QUANTITIES)])
@@ -197,7 +198,7 @@ def as_csv(found: Measured) -> str:
 
 
 def in_words(folder: Path, found: Measured, names: dict[str, str]) -> str:
-    """What a person wants to know first."""
+    """The most important figures in sentences."""
     row, expiration = lungs_row(found), "moving" if found.inspiration == "fixed" else "fixed"
     known = {quantity.key: quantity.text(row[quantity.key]) for quantity in QUANTITIES}
     return (

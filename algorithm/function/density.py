@@ -1,6 +1,6 @@
-"""Densities of one scan as it was read, over the voxels of its own lungs: not registered, not filtered.
+"""Densities of one scan over the voxels of its own lungs. The scan is neither registered nor filtered.
 
-The lungs are the mask's: vessels and opacities in it count, the trachea does not.
+The lungs are those of the mask, which contains vessels and opacities but not the trachea.
 """
 
 import numpy as np
@@ -10,20 +10,20 @@ Voxels = Int16[np.ndarray, " n"] | Float[np.ndarray, " n"]
 
 
 def low_attenuation_percent(hu: Voxels, threshold_hu: float) -> float:
-    """LAA: the share of voxels below a threshold (%); NaN without voxels."""
+    """LAA, low-attenuation area: the share of voxels below a threshold (%); NaN without voxels."""
     return 100 * float((hu < threshold_hu).mean()) if len(hu) else np.nan
 
 
 def percentile_hu(hu: Voxels, percent: float = 15.0) -> float:
-    """Below which so many per cent of the voxels lie (HU); the 15th is Perc15. NaN without voxels."""
+    """The HU below which ``percent`` per cent of the voxels lie; the 15th percentile is Perc15. NaN without voxels."""
     return float(np.percentile(hu, percent)) if len(hu) else np.nan
 
 
 def mean_lung_density_hu(hu: Voxels) -> float:
-    """MLD (HU); NaN without voxels."""
+    """MLD, mean lung density (HU); NaN without voxels."""
     return float(hu.mean(dtype=np.float64)) if len(hu) else np.nan
 
 
 def mass_g(hu: Voxels, voxel_ml: float) -> float:
-    """Of tissue and blood: air weighs nothing, 0 HU is 1 g/ml."""
+    """Mass of tissue and blood: air weighs nothing, 0 HU is 1 g/ml."""
     return float((hu.astype(np.float64) + 1000).sum()) * voxel_ml / 1000 if len(hu) else 0.0

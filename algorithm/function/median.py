@@ -1,4 +1,5 @@
-"""The median of 3 × 3 × 3 voxels, thirteen times faster than scipy's rank filter: whole slices are compared at once."""
+"""The median of 3 × 3 × 3 voxels. It compares whole slices at once, which is thirteen times faster than scipy's rank
+filter."""
 
 import numpy as np
 from jaxtyping import Float32, Int16
@@ -8,11 +9,13 @@ Volume = Int16[np.ndarray, "z y x"] | Float32[np.ndarray, "z y x"]
 Slice = Int16[np.ndarray, "_ _"] | Float32[np.ndarray, "_ _"]
 
 START = 15
-"""Of 27 values the smallest and largest of any 15 cannot be the median; nor can they after one more value came in."""
+"""The smallest and the largest of any 15 of the 27 values cannot be the median. This still holds after each new
+value."""
 
 
 def median(values: Volume, edge: int) -> Volume:
-    """The median over ``edge``³ voxels of an array (z, y, x), border values repeated; 1 changes nothing."""
+    """The median over ``edge``³ voxels of an array (z, y, x) with repeated border values; ``edge`` 1 changes
+    nothing."""
     if edge == 1:
         return values
     if edge != 3:
@@ -26,7 +29,8 @@ def median(values: Volume, edge: int) -> Volume:
 
 
 def _median_of_27(slices: Volume) -> Slice:
-    """Of every voxel's neighbours in three slices: ends are dropped until one value is left (forgetful selection)."""
+    """The median of every voxel's neighbours in three slices. The ends are dropped until one value is left (forgetful
+    selection)."""
     _, ny, nx = slices.shape
     waiting = [slices[k, j : j + ny - 2, i : i + nx - 2].copy() for k, j, i in np.ndindex(3, 3, 3)]
     kept, waiting = waiting[:START], waiting[START:]
@@ -36,7 +40,7 @@ def _median_of_27(slices: Volume) -> Slice:
 
 
 def _without_ends(values: list[Slice]) -> list[Slice]:
-    """The same values, voxel by voxel, but for the smallest and the largest."""
+    """The values without the smallest and the largest, voxel by voxel."""
     last = len(values) - 1
     for i in range(len(values) // 2):
         _order(values, i, last - i)

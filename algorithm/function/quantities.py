@@ -1,23 +1,23 @@
-"""Every column of the table: names, units, and what it is. docs/use/function.md repeats these definitions."""
+"""Every column of the table: name, unit and definition. docs/use/function.md repeats these definitions."""
 
 from dataclasses import dataclass
 
 from .prm import EMPHYSEMA, EMPTYING, FSAD, NAMES, NORMAL
 
 THRESHOLDS_HU = (-950.0, -910.0, -856.0)
-"""Of the low-attenuation areas."""
+"""Thresholds of the low-attenuation areas."""
 SCANS = {"in": "inspiration", "ex": "expiration"}
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A column."""
+    """A column of the table."""
 
     key: str
     name: str
     unit: str
     digits: int
-    """After the point, for people."""
+    """Digits after the decimal point in texts for readers."""
     definition: str
     shown: bool = True
     """Whether report.html shows it."""
@@ -28,7 +28,7 @@ class Quantity:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def text(self, value: float | None) -> str:
-        """The value as a person reads it; – for None."""
+        """The value in the form that readers see; – for None."""
         return "–" if value is None else f"{value:.{self.digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""What is measured apart: both lungs, each lung, and each lobe where lobes are given."""
+"""The regions that are measured separately: both lungs, each lung, and each lobe if lobes are given."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ LOBES = {
     "right middle lobe": 4,
     "right lower lobe": 5,
 }
-"""lungmask's labels; TotalSegmentator's follow in the same order."""
+"""The labels of lungmask; those of TotalSegmentator follow in the same order."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Labels:
 
     sides: UInt8[np.ndarray, " n"]
     lobes: UInt8[np.ndarray, " n"] | None = None
-    """0 where there is none."""
+    """The lobe of each voxel; 0 where there is none."""
 
     def of(self, region: str) -> Bool[np.ndarray, " n"]:
-        """Which voxels belong to a region; none to a lobe where lobes are not known."""
+        """Which voxels belong to a region; without lobes, none belong to a lobe."""
         if region == LUNGS:
             return np.ones(len(self.sides), bool)
         if region in SIDES:
@@ -56,7 +56,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Regions:
-    """The lungs of one scan, taken apart, each map on its own grid."""
+    """The lungs of one scan, divided into regions; each label map has its own grid."""
 
     sides: UInt8[Tensor, "1 1 z y x"]
     grid: Grid
@@ -64,7 +64,7 @@ class Regions:
     lobes_grid: Grid | None = None
 
     def at(self, grid: Grid) -> tuple[Bool[np.ndarray, "z y x"], Labels]:
-        """Where the lungs are on another grid, by the nearest voxel, and the labels of these voxels."""
+        """The lungs on another grid, by the nearest voxel, and the labels of these voxels."""
         sides = _nearest(self.sides, self.grid, grid)
         inside = sides > 0
         if self.lobes is None or self.lobes_grid is None:
@@ -78,7 +78,8 @@ def _nearest(labels: Tensor, source: Grid, target: Grid) -> UInt8[np.ndarray, "z
 
 
 def regions_of(lungs: LungMask, lobes: Path | None = None) -> Regions:
-    """Right and left by the mask, the lobes from a file or folder of another program; InputError as `read_lobes`."""
+    """The regions: right and left from the mask, the lobes from a file or folder of another program; InputError as in
+    `read_lobes`."""
     sides = left_and_right(lungs)
     if lobes is None:
         return Regions(sides, lungs.grid)
@@ -87,9 +88,9 @@ def regions_of(lungs: LungMask, lobes: Path | None = None) -> Regions:
 
 
 def read_lobes(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
-    """Labels as in `LOBES`: from lungmask's file, TotalSegmentator's with all its labels, or the folder of its files.
+    """Lobe labels as in `LOBES`, from a file of lungmask, or TotalSegmentator's file with all labels or its folder.
 
-    InputError where no lobe is there, or something else.
+    InputError if there is no lobe, or other content.
     """
     if path.is_dir():
         return _from_folder(path)
@@ -110,7 +111,7 @@ def read_lobes(path: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
 
 
 def _from_folder(folder: Path) -> tuple[UInt8[np.ndarray, "z y x"], Grid]:
-    """A file for each lobe, lung_upper_lobe_left and the like."""
+    """Lobe labels from a folder with one file per lobe, lung_upper_lobe_left and so on."""
     lobes: np.ndarray | None = None
     on: Grid | None = None
     for name, label in LOBES.items():

@@ -7,7 +7,7 @@ from .table import Measured
 
 
 def section(found: Measured) -> str:
-    """HTML: which scan is which, warnings, and the quantities that are shown, a column for each region."""
+    """HTML: which scan is the inspiration, warnings, and the quantities that are shown, one column per region."""
     names = list(found.regions)
     lines = [
         (quantity.title, *(quantity.text(found.regions[name][quantity.key]) for name in names))

@@ -1,4 +1,4 @@
-"""Thresholds and what else can be chosen."""
+"""Thresholds and other settings of lung function."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -6,41 +6,43 @@ from typing import Literal
 from ..errors import InputError
 
 Scan = Literal["fixed", "moving"]
-"""As in `result`, which takes seconds to load."""
+"""As in `result`, which is not imported here because that takes seconds."""
 
 ALIKE = 1.03
-"""Lungs whose volumes differ by a smaller factor do not tell which scan is the inspiration."""
+"""If the lung volumes differ by a smaller factor, they do not show which scan is the inspiration."""
 RATHER_ALIKE = 1.10
-"""Below this factor a warning says so: of the lungs of one patient two segmentations can differ by some per cent."""
+"""Below this factor there is a warning: two segmentations of the same lungs can differ by some per cent."""
 TIDAL = 1.25
-"""Below this factor the scans are hardly full inspiration and expiration, which PRM's thresholds are made for."""
+"""Below this factor the scans are probably not full inspiration and expiration, for which the PRM thresholds were
+made."""
 
 
 @dataclass(frozen=True)
 class FunctionSettings:
-    """How lung function is measured. HU are those of the scans after `filter_voxels`."""
+    """Settings of lung function. HU are those of the scans after `filter_voxels`."""
 
     inspiration: Scan | None = None
-    """Which scan it is; None: the one with the larger lungs."""
+    """The scan at inspiration; None: the scan with the larger lungs."""
     prm_inspiration_hu: float = -950.0
-    """Emphysema lies below, at inspiration (Galbán et al. 2012)."""
+    """Threshold at inspiration; lower HU are emphysema (Galbán et al. 2012)."""
     prm_expiration_hu: float = -856.0
-    """Trapped air lies below, at expiration (Galbán et al. 2012)."""
+    """Threshold at expiration; lower HU are trapped air (Galbán et al. 2012)."""
     floor_hu: float = -1024.0
-    """Less in either scan is no lung. The noise of bullae reaches below -1000 HU."""
+    """Voxels with lower HU in either scan are not lung. The noise of bullae reaches below -1000 HU."""
     ceiling_hu: float = -500.0
-    """More in either scan is vessel, airway wall or opacity, and left out, as in PRM; other groups take -250 HU."""
+    """Voxels with higher HU in either scan are vessel, airway wall or opacity and are left out, as in PRM; other groups
+    use -250 HU."""
     filter_voxels: int = 3
-    """Edge of the cube of the median filter, voxels of the scan; 1: none."""
+    """Edge of the cube of the median filter in voxels of the scan; 1: no filter."""
     tissue_hu: float = 55.0
-    """Of tissue without air, in the mixture of air and tissue (Yin et al. 2009); 0 gives Simon's (2000) formula."""
+    """HU of tissue without air, in the mixture of air and tissue (Yin et al. 2009); 0 gives Simon's (2000) formula."""
     most_error_mm: float = 3.0
-    """Where a larger error is expected, a place is uncertain."""
+    """A voxel is uncertain where the expected error is larger."""
     mass_correction: Literal["on", "off"] = "on"
-    """Whether the inspiration's density is scaled so that both lungs have the same mass, for SACJ and SAI."""
+    """Whether the density at inspiration is scaled so that both scans have the same lung mass, for SACJ and SAI."""
 
     def check(self) -> None:
-        """InputError for values that make no sense."""
+        """InputError for invalid values."""
         if self.filter_voxels < 1 or self.filter_voxels % 2 == 0:
             raise InputError(f"--filter-voxels is {self.filter_voxels}, expected an odd number from 1 on")
         if not self.floor_hu < min(self.prm_inspiration_hu, self.prm_expiration_hu):

@@ -1,4 +1,4 @@
-"""From voxels to the table: every quantity of every region."""
+"""Computes the table from the voxels: every quantity of every region."""
 
 from dataclasses import dataclass
 
@@ -17,15 +17,15 @@ from .ventilation import mass_factor, sacj, sai, saj, scaled, tissue_share
 from .voxels import Case, Voxels, lung_values, voxels_of, which_is_inspiration
 
 BLOCK = 2**20
-"""Voxels that are worked on together where numbers for all of them would take much room."""
+"""Number of voxels that are processed together, so that intermediate values need little memory."""
 
 Row = dict[str, float | None]
-"""Values by the keys of `QUANTITIES`; None where there is nothing to tell."""
+"""Values by the keys of `QUANTITIES`; None where there is no value."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The table, and what the images are made of."""
+    """The table, and the data for the images."""
 
     regions: dict[str, Row]
     inspiration: Scan
@@ -37,7 +37,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Scan:
-    """One scan as it was read: HU of the voxels in its own lungs."""
+    """One scan as it was read: the HU of the voxels in its own lungs."""
 
     hu: np.ndarray
     labels: Labels
@@ -45,7 +45,7 @@ class _Scan:
 
 
 def measured(case: Case, settings: FunctionSettings = DEFAULT) -> Measured:
-    """Everything; InputError where the scans are too alike, or the settings make no sense."""
+    """All measurements; InputError if the scans are too similar, or the settings are invalid."""
     settings.check()
     litres = case.fixed.lungs.litres, case.moving.lungs.litres
     inspiration, warnings = which_is_inspiration(*litres, settings)
@@ -69,8 +69,8 @@ def _scan(subject: Subject, regions: Regions) -> _Scan:
 
 
 def _mass_factor(voxels: Voxels, counts: Bool[np.ndarray, " n"]) -> float:
-    """Of the voxels that count. With vessels, and the edge of the lungs where voxels of one scan hold chest wall and
-    those of the other do not, the factor would be that of these: they are dense."""
+    """The mass factor of the voxels that count. Vessels, and the edge of the lungs where only one scan shows chest
+    wall, are dense: with them, the factor would mostly describe these voxels."""
     ml = np.where(counts, voxels.expiration_ml, 0).astype(np.float64)
     inside = ml @ (voxels.expansion * (voxels.inspiration_hu + 1000.0))
     return mass_factor(float(inside), float(ml @ (voxels.expiration_hu + 1000.0)))
@@ -102,7 +102,8 @@ def _of_both(
     voxels: Voxels, prm: UInt8[np.ndarray, " n"], where: Bool[np.ndarray, " n"], factor: float,
     settings: FunctionSettings,
 ) -> Row:  # fmt: skip
-    """What needs the map; of a region with no voxel that counts, only how much of it does not."""
+    """The quantities that need the map. For a region in which no voxel counts, only the shares of voxels that do not
+    count."""
     ml, seen, label = voxels.expiration_ml[where].astype(np.float64), voxels.seen[where], prm[where]
     expansion, total = voxels.expansion[where].astype(np.float64), ml.sum()
     row: Row = {
@@ -137,7 +138,7 @@ def _ventilation(
     expiration_hu: Float[np.ndarray, " n"],
     tissue_hu: float,
 ) -> Row:
-    """The region as one region of interest: means of the HU over its volume in either scan come first."""
+    """Ventilation of the region as a whole: the HU are first averaged over its volume in each scan."""
     volume_ex, volume_in = ml.sum(), ml @ expansion
     share_in = tissue_share((ml * expansion) @ inspiration_hu / volume_in, tissue_hu)
     share_ex = tissue_share(ml @ expiration_hu / volume_ex, tissue_hu)
@@ -151,7 +152,7 @@ def _ventilation(
 
 
 def _deformation(stretches: Float[np.ndarray, "n 3"], ml: Float[np.ndarray, " n"]) -> Row:
-    """Means, block by block: in double precision, the numbers of all voxels at once would take a GB or two."""
+    """Means, computed block by block: in double precision, all voxels at once would need one or two GB."""
     strains, index, slab, known = np.zeros(3), 0.0, 0.0, 0.0
     for start in range(0, len(ml), BLOCK):
         part, weights = stretches[start : start + BLOCK].astype(np.float64), ml[start : start + BLOCK]
@@ -172,5 +173,5 @@ def _finite(value: np.ndarray | float) -> float | None:
 
 
 def lungs_row(found: Measured) -> Row:
-    """Of both lungs."""
+    """The row of both lungs."""
     return found.regions[LUNGS]

@@ -1,8 +1,8 @@
-"""All that is known of every voxel of the fixed lungs; and then, of the two scans, which is the inspiration.
+"""The data of every voxel of the fixed lungs, and which of the two scans is the inspiration.
 
-Voxels are those of the fixed scan. The moving one is looked up where the map leads, at the nearest voxel: interpolation
-would smooth one scan and not the other, and so shift densities at vessels and at the edge of the lungs. The median
-filter is applied to each scan on its own grid, before that. So it does not matter which one is the fixed one.
+Voxels are those of the fixed scan. The moving scan is sampled at the mapped position, at the nearest voxel.
+Interpolation would smooth only one of the scans and so shift densities at vessels and at the edge of the lungs. Before
+that, the median filter is applied to each scan on its own grid. So the measures do not depend on which scan is fixed.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ from .settings import ALIKE, RATHER_ALIKE, TIDAL, FunctionSettings
 MARGIN_VOX = 2
 
 ErrorAt = Callable[[Grid], Float[np.ndarray, "z y x"]]
-"""The expected error (mm) on a grid of the fixed world; `NOT_KNOWN_MM` where nothing is said."""
+"""The expected error (mm) on a grid in fixed world coordinates; `NOT_KNOWN_MM` where it is not known."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is needed to measure: both scans in HU with their lungs, the map, and what is known of its error."""
+    """The input of the measurement: both scans in HU with their lungs, the map, and its expected error."""
 
     fixed: Subject
     moving: Subject
@@ -47,10 +47,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Voxels:
-    """The voxels of the fixed lungs, in the order in which they lie in ``where``."""
+    """The voxels of the fixed lungs, in the order of the true entries of ``where``."""
 
     grid: Grid
-    """The box around the fixed lungs, voxels of the fixed scan."""
+    """The box around the fixed lungs, in voxels of the fixed scan."""
     where: Bool[np.ndarray, "z y x"]
     labels: Labels
     inspiration: Scan
@@ -59,17 +59,18 @@ class Voxels:
     stretches: Float32[np.ndarray, "n 3"]
     """Principal stretches from expiration to inspiration, smallest first."""
     expiration_ml: Float32[np.ndarray, " n"]
-    """The volume at expiration: what counts for means and sums, whichever scan is fixed."""
+    """The volume at expiration. It is the weight in means and sums, whichever scan is fixed."""
     inspiration_hu: Float32[np.ndarray, " n"]
-    """After the median filter."""
+    """HU at inspiration, after the median filter."""
     expiration_hu: Float32[np.ndarray, " n"]
     seen: Bool[np.ndarray, " n"]
-    """Whether the moving scan shows the place."""
+    """Whether the voxel's mapped position lies inside the moving scan."""
     error_mm: Float32[np.ndarray, " n"]
-    """Expected; `NOT_KNOWN_MM` where nothing is said."""
+    """Expected error; `NOT_KNOWN_MM` where it is not known."""
 
     def certain(self, most_error_mm: float) -> Bool[np.ndarray, " n"]:
-        """Seen in both scans, and no larger error is expected. At the pleura, where nothing is said, it counts."""
+        """Whether both scans show the voxel and its expected error is not larger. At the pleura, where the error is not
+        known, a voxel counts as certain."""
         fine: np.ndarray = self.seen & (self.error_mm <= most_error_mm)
         return fine
 
@@ -77,7 +78,8 @@ class Voxels:
 def which_is_inspiration(
     fixed_litres: float, moving_litres: float, settings: FunctionSettings
 ) -> tuple[Scan, list[str]]:
-    """The scan with the larger lungs, unless the settings say; and warnings. InputError where they are too alike."""
+    """The scan with the larger lungs, unless the settings name one; and warnings. InputError if the volumes are too
+    similar."""
     larger: Scan = "fixed" if fixed_litres > moving_litres else "moving"
     factor = max(fixed_litres, moving_litres) / min(fixed_litres, moving_litres)
     volumes = f"{fixed_litres:.2f} l in the fixed scan, {moving_litres:.2f} l in the moving one"
@@ -101,7 +103,7 @@ def which_is_inspiration(
 
 @torch.no_grad()
 def voxels_of(case: Case, inspiration: Scan, settings: FunctionSettings) -> Voxels:
-    """Looks everything up, slab by slab; InputError where no voxel of the fixed scan lies in its lungs."""
+    """Sample everything, slab by slab; InputError if no voxel of the fixed scan lies in its lungs."""
     fixed, moving, transform = case.fixed.image, case.moving.image, case.transform
     box = _box(fixed.grid, _corners(case.fixed.lungs))
     shape, shape_grid = deformation(transform, case.fixed.lungs)
@@ -133,7 +135,7 @@ def voxels_of(case: Case, inspiration: Scan, settings: FunctionSettings) -> Voxe
 def _in_roles(
     rows: Float32[np.ndarray, "8 n"], box: Grid, where: Bool[np.ndarray, "z y x"], labels: Labels, inspiration: Scan
 ) -> Voxels:
-    """From fixed and moving to inspiration and expiration."""
+    """Assign the values of fixed and moving scan to inspiration and expiration."""
     jacobian, stretches, fixed, moving, seen, error_mm = rows[0], rows[1:4].T, *rows[4:8]
     voxel_ml = np.float32(np.prod(box.spacing) / 1000)
     if inspiration == "fixed":
@@ -151,7 +153,7 @@ def _in_roles(
 def lung_values(
     subject: Subject, regions: Regions
 ) -> tuple[Int16[np.ndarray, " n"] | Float32[np.ndarray, " n"], Labels]:
-    """The values of one scan as it was read, at the voxels that lie in its own lungs, and where these are."""
+    """The values of one scan as it was read, at the voxels in its own lungs, and the labels of these voxels."""
     image, values, labels = subject.image, [], []
     for z, slab in _numbered(image.grid):
         inside, of = regions.at(slab)
@@ -164,7 +166,7 @@ def lung_values(
 
 
 def _numbered(grid: Grid) -> list[tuple[int, Grid]]:
-    """The slabs of a grid with the z index at which each starts."""
+    """The slabs of a grid, each with the z index at which it starts."""
     found, z = [], 0
     for slab in slabs(grid):
         found.append((z, slab))
@@ -179,7 +181,8 @@ def _joined(labels: list[Labels]) -> Labels:
 
 
 def _filtered(image: Image, part: Grid, edge: int) -> Float32[Tensor, "1 1 z y x"]:
-    """A part of an image, in single precision, after the median over ``edge``³ voxels; border values go on outside."""
+    """A part of an image in single precision, after the median over ``edge``³ voxels; border values are repeated
+    outside."""
     x, y, z = np.rint(image.grid.to_index(np.array(part.origin))).astype(int).tolist()
     nx, ny, nz = part.size
     voxels = image.voxels[0, 0, z : z + nz, y : y + ny, x : x + nx].numpy()
@@ -187,14 +190,14 @@ def _filtered(image: Image, part: Grid, edge: int) -> Float32[Tensor, "1 1 z y x
 
 
 def _corners(lungs: LungMask) -> Float[np.ndarray, "p 3"]:
-    """The world positions of the voxel centres of a lung mask, and how far voxels reach around them."""
+    """The corners of the boxes around the voxels of a lung mask (lowest and highest), in world coordinates."""
     centres = lungs.grid.to_world(lungs.mask[0, 0].nonzero().numpy()[:, ::-1])
     half = np.abs(lungs.grid.axes).sum(axis=1) / 2
     return np.concatenate([centres - half, centres + half])
 
 
 def _mapped(case: Case) -> Float[np.ndarray, "p 3"]:
-    """About where the fixed lungs lie in the moving scan: by the field at the voxels of their mask."""
+    """Approximate positions of the fixed lungs in the moving scan, from the field at the voxels of their mask."""
     grid = case.fixed.lungs.grid
     places = _corners(case.fixed.lungs)
     low, high = grid.to_index(places).min(axis=0), grid.to_index(places).max(axis=0)
@@ -207,7 +210,7 @@ def _mapped(case: Case) -> Float[np.ndarray, "p 3"]:
 
 
 def _box(grid: Grid, places_mm: Float[np.ndarray, "p 3"]) -> Grid:
-    """The voxels of a scan in the box around some places, with a margin, as far as the scan has them."""
+    """The voxels of a scan in the box around some positions with a margin, within the extent of the scan."""
     index, last = grid.to_index(places_mm), np.array(grid.size) - 1
     low = np.clip(np.floor(index.min(axis=0)).astype(int) - MARGIN_VOX, 0, last)
     high = np.clip(np.ceil(index.max(axis=0)).astype(int) + MARGIN_VOX, 0, last)
