@@ -1,4 +1,4 @@
-"""The table of a cohort from a folder in the manner of BIDS: files named as ``sub-01_ses-2_ct.nii.gz``."""
+"""Makes the table of a cohort from a BIDS-like folder: files named as ``sub-01_ses-2_ct.nii.gz``."""
 
 import csv
 import io
@@ -13,26 +13,26 @@ from ..errors import InputError
 from ..files.pointfiles import ENDINGS as POINTS
 
 SUFFIXES = {"ct": "", "mask": "_mask", "dseg": "_labels", "landmarks": "_landmarks"}
-"""The last part of a name, and the end of the column that such a file goes into."""
+"""For each last part of a file name, the ending of the table column for such files."""
 
 
 @dataclass(frozen=True)
 class Named:
-    """A file, and what its name says."""
+    """A file, and the parts of its name."""
 
     path: Path
     entities: Mapping[str, str]
-    """As ``sub``: ``01``, ``ses``: ``2``."""
+    """For example ``sub``: ``01``, ``ses``: ``2``."""
     suffix: str
 
 
 def write_bids_table(folder: Path, table: Path, fixed: str, moving: str) -> str:
-    """Writes the table of the pairs below ``folder``; a sentence that says how many there are, and who was left out.
+    """Write the table of the pairs below ``folder``; returns a sentence with their number and the subjects left out.
 
-    ``fixed`` and ``moving`` are the parts of the names in which the two scans of a pair differ, as ``ses-2`` and
-    ``ses-1``, or ``acq-insp`` and ``acq-exp``; all other parts agree, and become the name of the pair. Masks
-    (``_mask``), label maps (``_dseg``) and landmarks (``_landmarks``) with the same parts go along. InputError where no
-    pair is found, where two files have one name, or ``table`` is there already.
+    ``fixed`` and ``moving`` are the parts of the names in which the two scans of a pair differ, for example ``ses-2``
+    and ``ses-1``, or ``acq-insp`` and ``acq-exp``. All other parts must agree; they become the name of the pair. Masks
+    (``_mask``), label maps (``_dseg``) and landmarks (``_landmarks``) with the same parts are added to the row.
+    InputError if no pair is found, if two files have one name, or if ``table`` exists.
     """
     if table.exists():
         raise InputError(f"{table}: is there already, expected a new name")
@@ -58,7 +58,7 @@ def write_bids_table(folder: Path, table: Path, fixed: str, moving: str) -> str:
 
 
 def _pairs(folder: Path, parts: Mapping[str, str], beside: Path) -> dict[str, dict[str, str]]:
-    """The cells of each pair, by its name."""
+    """The table cells of each pair, by the name of the pair."""
     pairs: dict[str, dict[str, str]] = {}
     for file in filter(None, map(_named, sorted(folder.rglob("sub-*")))):
         for scan, part in parts.items():
@@ -75,7 +75,7 @@ def _pairs(folder: Path, parts: Mapping[str, str], beside: Path) -> dict[str, di
 
 
 def _named(path: Path) -> Named | None:
-    """None for what is no such file."""
+    """The parts of a file's name; None if the name does not have this form."""
     kind = next((end for end in (*ENDINGS, *POINTS) if path.name.endswith(end)), None)
     if kind is None or not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""The commands of cohorts; `lungreg cohort-step` is the workflow's own."""
+"""The commands for cohorts. Only the workflow calls `lungreg cohort-step`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -42,9 +42,10 @@ def cohort(
     worker_command: Annotated[str | None, Parameter(help="lungreg where the workers run, as docker run ...")] = None,
     dry_run: Annotated[bool, _flag("only say what would be run")] = False,
 ) -> int:
-    """Register all pairs of a table; the same command again goes on where it was, with what is new or was changed.
+    """Register all pairs of a table. The same command continues an earlier run and computes only what is new or
+    changed.
 
-    Exit code 3: some pairs failed, each is listed on stderr; 1: some were not come to.
+    Exit code 3: some pairs failed, each is listed on stderr; 1: some pairs were not reached.
     """
     from .run import Wishes, run_cohort
 
@@ -77,7 +78,7 @@ def cohort_table(
     fixed: Annotated[str, Parameter(help="the part of the name that the fixed scans have, as ses-2")],
     moving: Annotated[str, Parameter(help="that of the moving scans, as ses-1")],
 ) -> None:
-    """Make the table of a cohort from a folder in the manner of BIDS."""
+    """Make the table of a cohort from a BIDS-like folder."""
     from .bids import write_bids_table
 
     print(write_bids_table(folder, table, fixed, moving))
@@ -87,7 +88,7 @@ def cohort_step(step: Step, out: Path, chunk: str, done: Path, /, *, attempt: in
     """One job of the workflow: a step for the pairs of a chunk."""
     from ..cpus import take_threads
 
-    take_threads(threads)  # before anything brings torch
+    take_threads(threads)  # before torch is imported
     from .worker import run_step
 
     return run_step(step, out, chunk, done, attempt)

@@ -1,9 +1,9 @@
-"""What counts as done: the hash of everything that a step's result follows from, kept beside the outcome of the step.
+"""Decides what is done: stores the outcome of each step with a hash of everything that its result depends on.
 
-Of a file the hash takes the path as the table has it, size and time of change, not the content: that of 10,000 pairs
-would be terabytes to read before anything runs. A copy that keeps times (`cp -a`, `rsync -a`), or the whole study in
-another place, stays done; a touched file is run again; only a file that was changed within its size and was given its
-old time back passes unnoticed. Of weights it is the content, SHA-256.
+For a file, the hash uses the path in the table, size and modification time, not the content: reading the content of
+10,000 pairs would mean terabytes before anything runs. A copy that keeps times (`cp -a`, `rsync -a`), or a moved study,
+stays done; a file with a new time is run again. Only a file that was changed at the same size and got its old time back
+is not noticed. For weights, the hash uses the content, SHA-256.
 """
 
 import hashlib
@@ -18,12 +18,12 @@ from .settings import Settings
 from .table import SCANS, Row
 
 VERSION = 1
-"""Of what the hashes are made of."""
+"""Version of the content of the hashes."""
 APPLIED = "applied"
-"""The folder of landmarks and labels that were carried to the other scan, in that of a pair."""
+"""The folder, inside that of a pair, for landmarks and labels mapped to the other scan."""
 State = Literal["done", "failed", "again"]
-"""An outcome's. failed: for what is wrong with the pair's files, and that stays until these change. again: for the
-machine's sake (memory, disk, a process that was killed); then the next call tries again."""
+"""State of an outcome. failed: the pair's files are faulty; the state stays until they change. again: the machine
+failed (memory, disk, a killed process); the next call tries again."""
 STATES: tuple[State, ...] = get_args(State)
 
 
@@ -34,19 +34,19 @@ class Outcome:
     key: str
     state: State
     error: str | None = None
-    """Why it failed, in a sentence."""
+    """The reason for the failure, in a sentence."""
     figures: Mapping[str, Any] | None = None
-    """What a step found out that has no file of its own."""
+    """Results of a step that are stored in no other file."""
 
 
 def files_of(row: Row, step: str) -> list[str]:
-    """The columns of a row that a step's result follows from."""
+    """The columns of a row that the result of a step depends on."""
     scans = [*SCANS, *row.columns("mask", "lobes")]
     return scans if step in ("check", "register", "function") else [*scans, *row.columns("landmarks", "labels")]
 
 
 def file_state(path: Path) -> Any:
-    """Size and time of change; of a folder those of each file in it, by name; None for what is not there."""
+    """Size and modification time; for a folder those of each file in it, by name; None if it does not exist."""
     try:
         if path.is_dir():
             with os.scandir(path) as entries:
@@ -61,7 +61,7 @@ def _numbers(status: os.stat_result) -> tuple[int, int]:
 
 
 def key(row: Row, step: str, settings: Settings, state: Callable[[Path], Any] = file_state) -> str:
-    """The hash of what the step's result follows from; the checks follow from the files alone."""
+    """The hash of everything that the step's result depends on; the checks depend on the files only."""
     files = {column: (row.cells[column], state(row.folder / row.cells[column])) for column in files_of(row, step)}
     options = {} if step == "check" else settings.results_follow_from()
     text = json.dumps([VERSION, step, row.subject, files, options], sort_keys=True)
@@ -72,23 +72,24 @@ def key(row: Row, step: str, settings: Settings, state: Callable[[Path], Any] = 
 
 
 def pair_folder(out: Path, subject: str) -> Path:
-    """Of a pair's results."""
+    """The folder of a pair's results."""
     return out / "pairs" / subject
 
 
 def proof(out: Path, step: str, subject: str) -> Path | None:
-    """What is there when the step is done; None for steps that leave an outcome only. results.json is written last."""
+    """The path that exists when the step is done; None for steps that leave only an outcome. results.json is written
+    last."""
     names = {"register": "results.json", "apply": APPLIED}
     return pair_folder(out, subject) / names[step] if step in names else None
 
 
 def outcome_file(out: Path, step: str, state: State, subject: str) -> Path:
-    """In a folder for each state, so that a listing tells it of all pairs."""
+    """The file of an outcome. Each state has its own folder, so that one listing gives the state of all pairs."""
     return out / "steps" / step / state / f"{subject}.json"
 
 
 def read_outcome(out: Path, step: str, subject: str) -> Outcome | None:
-    """None where there is none yet, or a broken one."""
+    """The outcome of a step; None if there is none yet, or only a damaged one."""
     for state in STATES:
         try:
             return Outcome(**json.loads(outcome_file(out, step, state, subject).read_bytes()))
@@ -98,22 +99,23 @@ def read_outcome(out: Path, step: str, subject: str) -> Outcome | None:
 
 
 def write_outcome(out: Path, step: str, subject: str, outcome: Outcome) -> None:
-    """All or nothing, in place of an earlier one."""
-    from ..results.texts import write_results  # here: it brings torch, and who only reads can do without
+    """Write the outcome completely or not at all, in place of an earlier one."""
+    from ..results.texts import write_results  # here: it imports torch, which readers do not need
 
     write_results(outcome_file(out, step, outcome.state, subject), asdict(outcome))
     withdraw_outcome(out, step, subject, but=outcome.state)
 
 
 def withdraw_outcome(out: Path, step: str, subject: str, but: State | None = None) -> None:
-    """Before a step begins: what it had come to no longer holds."""
+    """Remove the outcome of a step before it begins, because it is no longer valid."""
     for state in STATES:
         if state != but:
             outcome_file(out, step, state, subject).unlink(missing_ok=True)
 
 
 def settled(out: Path, step: str, row: Row, settings: Settings) -> Outcome | None:
-    """The outcome that stands: of these files and options, final, with its result there. None: the step is to do."""
+    """The valid outcome: it is final, belongs to these files and options, and its result exists. None: the step must
+    run."""
     found = read_outcome(out, step, row.subject)
     if found is None or found.state == "again" or found.key != key(row, step, settings):
         return None

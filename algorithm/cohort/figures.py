@@ -1,4 +1,4 @@
-"""Every figure of every pair in one table: what results.json and the evaluation say, and which pairs failed."""
+"""All figures of all pairs in one table: from results.json and the evaluation, and which pairs failed."""
 
 import functools
 import json
@@ -12,16 +12,16 @@ from .steps import concerns
 from .table import Row
 
 LEFT_OUT = ("grids", "prealignment", "warnings", "remarks")
-"""Of results.json: no figures."""
+"""Entries of results.json that are not figures."""
 
 Figures = dict[str, Any]
 
 
 def figures_of(rows: Sequence[Row], out: Path, settings: Settings) -> list[Figures]:
-    """For each pair, in the order of the table, its figures under names with dots (``quality.after.lung_dice``).
+    """The figures of each pair, in the order of the table, under names with dots (``quality.after.lung_dice``).
 
-    First come ``subject``; ``status``: done, failed or not done; ``step`` and ``error``, where it failed and why;
-    ``warnings``, their number, and ``warning``, all in one text.
+    First come ``subject``; ``status``: done, failed or not done; ``step`` and ``error``, the step that failed and the
+    reason; ``warnings``, their number, and ``warning``, all of them in one text.
     """
     state = functools.cache(file_state)
     return [_figures(row, out, settings, state) for row in rows]
@@ -39,7 +39,7 @@ def _figures(row: Row, out: Path, settings: Settings, state: Callable[[Path], An
 def _status(
     row: Row, out: Path, settings: Settings, state: Callable[[Path], Any]
 ) -> tuple[str, str, str, Mapping[str, Any]]:
-    """Status, the step that failed, its sentence, and what the evaluation measured."""
+    """Status, the step that failed, its message, and the measurements of the evaluation."""
     measured: dict[str, Any] = {}
     for step in STEPS:
         if not concerns(step, row, settings):
@@ -70,12 +70,12 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 
 
 def write_tables(figures: Sequence[Figures], out: Path) -> None:
-    """cohort.csv and cohort.parquet, each all or nothing."""
+    """Write cohort.csv and cohort.parquet, each completely or not at all."""
     import pandas as pd
 
     from ..files.writing import atomically
 
-    table = pd.DataFrame(list(figures)).convert_dtypes()  # numbers of things stay whole where some are missing
+    table = pd.DataFrame(list(figures)).convert_dtypes()  # counts stay integers where some are missing
     with atomically(out / "cohort.csv") as file:
         table.to_csv(file, index=False)
     with atomically(out / "cohort.parquet") as file:

@@ -1,4 +1,4 @@
-"""Which of several GPUs a worker takes, where no scheduler has said so: one that no other worker of this user has."""
+"""Chooses a GPU for a worker if no scheduler did: one that no other worker of this user holds."""
 
 import fcntl
 import os
@@ -9,12 +9,12 @@ DRIVER = Path("/proc/driver/nvidia/gpus")
 VARIABLE = "CUDA_VISIBLE_DEVICES"
 
 _held: list[int] = []
-"""Descriptors of locks that last as long as this process."""
+"""Descriptors of locks that are held until this process ends."""
 
 
 def take_gpu() -> None:
-    """Makes one GPU the only visible one, before CUDA is loaded. With one or none, and where all are taken, nothing
-    changes."""
+    """Make one GPU the only visible one, before CUDA is loaded. Nothing changes with one GPU or none, or when all are
+    taken."""
     devices = visible()
     if len(devices) < 2:
         return
@@ -32,7 +32,7 @@ def take_gpu() -> None:
 
 
 def visible() -> list[str]:
-    """The GPUs that CUDA would see, by its names or numbers."""
+    """The GPUs that CUDA would see, by their names or numbers."""
     if VARIABLE in os.environ:
         return [name.strip() for name in os.environ[VARIABLE].split(",") if name.strip()]
     return [str(number) for number in range(len(list(DRIVER.iterdir())))] if DRIVER.is_dir() else []

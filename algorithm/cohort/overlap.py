@@ -1,4 +1,5 @@
-"""Pairs in turn: the next is read and the last written while one is computed, or all one after the other."""
+"""Processes pairs one after the other; if wanted, the next pair is read and the last one written while one is
+computed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,10 +17,10 @@ def in_turn(
     write: Callable[[Found], None],
     overlap: bool,
 ) -> Iterator[tuple[Item, BaseException | None]]:
-    """Each item when it is written, or with what went wrong with it; the others go on.
+    """Yield each item when it is written, or with its error; the other items continue.
 
-    With ``overlap`` reading and writing have a thread each, and up to three items are in memory. That pays where a GPU
-    computes. On a CPU the threads would only share its cores with the computing.
+    With ``overlap`` reading and writing have a thread each, and up to three items are in memory. This is faster when a
+    GPU computes. On a CPU the threads would only take cores from the computation.
     """
     if not overlap:
         for item in items:
@@ -30,7 +31,7 @@ def in_turn(
         behind: list[tuple[Item, Future[None]]] = []
         for number, item in enumerate(items):
             given = ahead.pop()
-            given.exception()  # waits: not more than one is to be read ahead
+            given.exception()  # wait: at most one item is read ahead
             ahead = [reader.submit(read, following) for following in items[number + 1 : number + 2]]
             error = _trouble(lambda: behind.append((item, writer.submit(write, compute(given.result())))))  # noqa: B023
             del given

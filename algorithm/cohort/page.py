@@ -1,4 +1,4 @@
-"""cohort.html: one page about a cohort. Outliers come first; every pair's own report is a link away."""
+"""cohort.html: one page about a cohort. Outliers come first; each pair is linked to its own report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ from .plan import Plan
 
 MARK = "written by lungreg cohort as cohort.html"
 SHOWN = 8
-"""Outliers with pictures."""
+"""Maximum number of outliers with pictures."""
 FAR = 3.5
-"""An outlier is so many robust standard deviations from the median (Iglewicz and Hoaglin 1993)."""
+"""An outlier lies more than this many robust standard deviations from the median (Iglewicz and Hoaglin 1993)."""
 OF_MAD = 1.4826
-"""Times the median distance from the median is the standard deviation, for normal values."""
+"""For normal values, the standard deviation is this factor times the median absolute deviation (MAD)."""
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Column:
 
     title: str
     name: str
-    """In cohort.csv."""
+    """The column of cohort.csv."""
     digits: int
     factor: float = 1.0
     bad: int = 0
-    """1: large values are bad; -1: small ones; 0: neither is."""
+    """1: large values are bad; -1: small values are bad; 0: neither."""
     least: float = 0.1
-    """A standard deviation below it counts as so much: tiny differences are no outliers."""
+    """Minimum of the standard deviation: tiny differences are no outliers."""
     drawn: bool = False
-    """Whether its distribution is shown."""
+    """Whether a histogram of the values is shown."""
 
 
 COLUMNS = (
@@ -62,7 +62,7 @@ CARDS = ("expected_error.mean_mm", "motion_mm.mean", "volume_ratio", "tre_mm.mea
 
 
 def write_report(figures: Sequence[Figures], out: Path) -> None:
-    """cohort.html, cohort.csv and cohort.parquet."""
+    """Write cohort.html, cohort.csv and cohort.parquet."""
     from ..results.texts import write_text
 
     for entry in figures:
@@ -74,7 +74,7 @@ def write_report(figures: Sequence[Figures], out: Path) -> None:
 
 
 def write_report_of(plan: Plan, log: str) -> None:
-    """The same, for the workflow."""
+    """As `write_report`, called by the workflow."""
     figures = figures_of(plan.rows, plan.out, plan.settings)
     write_report(figures, plan.out)
     failed = [f"{f['subject']}: {f['error']}\n" for f in figures if f["status"] == "failed"]
@@ -82,7 +82,7 @@ def write_report_of(plan: Plan, log: str) -> None:
 
 
 def cohort_page(figures: Sequence[Figures], out: Path) -> str:
-    """The page's text; pictures come from the pairs' own pages below ``out``."""
+    """The text of the page; pictures come from the pages of the pairs below ``out``."""
     by_status = {s: [f for f in figures if f["status"] == s] for s in ("done", "failed", "not done")}
     measured = [f for f in figures if f.get("timings_s.total") is not None]
     columns = [column for column in COLUMNS if any(_number(f, column) is not None for f in measured)]
@@ -116,17 +116,17 @@ def cohort_page(figures: Sequence[Figures], out: Path) -> str:
 
 @dataclass(frozen=True)
 class Far:
-    """A figure of a pair that lies far from the others'."""
+    """A figure of a pair that lies far from those of the other pairs."""
 
     distance: float
-    """From the median, in robust standard deviations."""
+    """Distance from the median, in robust standard deviations."""
     words: str
 
 
 def outliers(figures: Sequence[Figures], columns: Sequence[Column] = COLUMNS) -> dict[str, list[Far]]:
-    """By subject, the figures that lie beyond `FAR` on their bad side, the farthest first.
+    """For each subject, the figures that lie beyond `FAR` on their bad side, the farthest first.
 
-    z = (x - median) / max(1.4826 MAD, least), MAD the median of |x - median|.
+    z = (x - median) / max(1.4826 MAD, least), where MAD is the median of |x - median|.
     """
     found: dict[str, list[Far]] = {}
     for column in (column for column in columns if column.bad):
@@ -189,7 +189,7 @@ def _chart(column: Column, figures: Sequence[Figures]) -> Histogram | None:
 def _line(
     entry: Figures, columns: Sequence[Column], far: Mapping[str, list[Far]], out: Path
 ) -> tuple[str, str, str, str, list[tuple[str, str]]]:
-    """Subject, link, status, what is unusual, and the cells: what they are sorted by, and what they say."""
+    """Subject, link, status, the unusual figures, and for each cell its sort key and its text."""
     cells = [(_sorted_by(_number(entry, column)), _text(_number(entry, column), column)) for column in columns]
     unusual = "; ".join(one.words.partition(":")[0] for one in far.get(entry["subject"], []))
     return entry["subject"], _link(out, entry["subject"]), entry["status"], unusual, cells
@@ -200,5 +200,5 @@ def _sorted_by(value: float | None) -> str:
 
 
 def _link(out: Path, subject: str) -> str:
-    """Relative to the page; empty where the pair has none."""
+    """A link relative to the page; empty if the pair has no page."""
     return f"pairs/{subject}/report.html" if (out / "pairs" / subject / "report.html").exists() else ""

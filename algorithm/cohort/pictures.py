@@ -1,4 +1,4 @@
-"""The pictures of a pair, taken from its own page: the same that a reader sees there."""
+"""Takes the pictures of a pair from its own page, so that both pages show the same."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +9,7 @@ from .done import pair_folder
 
 
 def pictures_of(out: Path, subject: str) -> list[Picture]:
-    """Those of the first plane on report.html; none where there is no such page."""
+    """The pictures of the first plane on report.html; none without such a page."""
     try:
         text = (pair_folder(out, subject) / "report.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -20,7 +20,8 @@ def pictures_of(out: Path, subject: str) -> list[Picture]:
 
 
 class _Pictures(HTMLParser):
-    """Images of the first plane in each of the sections "pictures" and "field"; their words become captions."""
+    """Collects the images of the first plane in the sections "pictures" and "field"; their alternative texts become
+    captions."""
 
     def __init__(self) -> None:
         super().__init__()

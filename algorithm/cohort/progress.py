@@ -1,4 +1,4 @@
-"""How far a cohort is, in words."""
+"""Sentences on the progress of a cohort."""
 
 import time
 from collections.abc import Collection
@@ -9,19 +9,19 @@ from .plan import subjects_with
 
 
 class Progress:
-    """Counts the pairs whose registration has come to its end since it began."""
+    """Counts the pairs whose registration ended since this object was created."""
 
     def __init__(self, out: Path, subjects: Collection[str]) -> None:
-        """``subjects``: those that are to be registered."""
+        """``subjects``: the pairs to register."""
         self.out, self.wanted, self.began = out, set(subjects), time.monotonic()
         self.stale = {state: self._with(state) for state in ("done", "failed")}
-        """Outcomes of earlier files and options, until the pair begins."""
+        """Outcomes for earlier files and options. They are ignored until the pair begins."""
 
     def _with(self, state: State) -> set[str]:
         return subjects_with(self.out, "register", state) & self.wanted
 
     def line(self) -> str:
-        """One sentence; none where there is nothing to register."""
+        """One sentence; empty if there is nothing to register."""
         if not self.wanted:
             return ""
         now = {state: self._with(state) for state in ("done", "failed")}
@@ -39,7 +39,7 @@ class Progress:
 
 
 def in_words(seconds: float) -> str:
-    """A time as people say it: 40 seconds, 12 minutes, 3 hours, 2 days."""
+    """A duration in words: 40 seconds, 12 minutes, 3 hours, 2 days."""
     for unit, length, most in (("second", 1, 90), ("minute", 60, 90), ("hour", 3600, 48)):
         if seconds < most * length:
             number = max(1, round(seconds / length))

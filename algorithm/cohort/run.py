@@ -1,4 +1,4 @@
-"""``lungreg cohort TABLE OUT``: the table checked, Snakemake called, the report written, the failed pairs listed."""
+"""``lungreg cohort TABLE OUT``: checks the table, calls Snakemake, writes the report and lists the failed pairs."""
 
 import fcntl
 import importlib.util
@@ -29,20 +29,20 @@ WORKFLOW = next(
     (folder for folder in (PACKAGE / "workflow", PACKAGE.parent / "workflow") if (folder / "Snakefile").exists()),
     PACKAGE / "workflow",
 )
-"""In the wheel, or in the repository beside this package."""
+"""The workflow's folder: in the wheel, or in the repository beside this package."""
 SOME_FAILED = 3
 """The exit code when some pairs failed."""
 MOST_TOLD = 100
-"""Sentences that are told one by one."""
+"""Maximum number of messages that are printed one by one."""
 POLL_S = 2.0
 GRACE_S = 3.0
 EVERY_S = 60.0
-"""Between two lines of progress in a file; on a terminal it is one line that changes."""
+"""Time between two lines of progress in a file; on a terminal, one line is updated."""
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What the command line says."""
+    """The options of the command line."""
 
     refine: Refine = Options.refine
     device: Device = Options.device
@@ -60,13 +60,13 @@ class Wishes:
     worker_command: str | None = None
     dry_run: bool = False
     more: Sequence[str] = field(default_factory=tuple)
-    """For Snakemake, as they are."""
+    """Options that are passed to Snakemake unchanged."""
 
 
 def run_cohort(table: Path, out: Path, wishes: Wishes) -> int:
-    """Runs the cohort; the exit code: 0 all done, 3 some pairs failed, 1 some were not come to.
+    """Run the cohort; returns the exit code: 0 all done, 3 some pairs failed, 1 some pairs were not reached.
 
-    InputError for a table that cannot be taken, after all its faults on stderr.
+    InputError for a faulty table, after all its faults were written to stderr.
     """
     if importlib.util.find_spec("snakemake") is None:
         raise InputError("lungreg cohort: Snakemake is not installed, expected pip install 'lung-registration[cohort]'")
@@ -80,14 +80,14 @@ def run_cohort(table: Path, out: Path, wishes: Wishes) -> int:
         print(f"{len(rows)} pairs in {table}, {len(rows) - len(left)} of them registered before.", flush=True)
         if wishes.dry_run:
             return _call(snakemake(out, wishes, ["--dry-run", "--quiet", "rules"]))
-        if any((out / ".snakemake" / "locks").glob("*")):  # of a run that was killed: ours is the only one
+        if any((out / ".snakemake" / "locks").glob("*")):  # left by a killed run: this run is the only one now
             _call([*snakemake(out, wishes), "--unlock"], log=out / "snakemake.log")
         code = _watched(snakemake(out, wishes), out, Progress(out, left), lock)
     return _concluded(rows, out, settings, code)
 
 
 def _checked_rows(table: Path) -> list[Row]:
-    """The rows; faults and missing files are told, all of them, before anything runs."""
+    """The rows; all faults and missing files are reported before anything runs."""
     try:
         rows = read_table(table)
     except TableError as error:
@@ -111,7 +111,7 @@ def _tell(sentences: Sequence[str]) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """InputError for a folder of something else: names of ours might be taken there."""
+    """InputError if the folder holds something else: its files could have the names of ours."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder for the cohort's results")
     if out.is_dir() and not (out / CONFIG).exists() and any(out.iterdir()):
@@ -120,7 +120,8 @@ def _check_out(out: Path) -> None:
 
 @contextmanager
 def _sole_run(out: Path) -> Iterator[int]:
-    """The descriptor of a lock that lasts as long as this process or Snakemake; InputError when another has it."""
+    """The descriptor of a lock that is held until this process or Snakemake ends; InputError when another process holds
+    it."""
     descriptor = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +133,7 @@ def _sole_run(out: Path) -> Iterator[int]:
 
 
 def planned(table: Path, rows: Sequence[Row], wishes: Wishes) -> Settings:
-    """The configuration that the wishes and the machine make."""
+    """The configuration from the user's options and the machine."""
     from ..cascade.weights import find_weights, manifest_of
 
     weights = None if wishes.weights is None else str(wishes.weights.absolute())
@@ -161,7 +162,7 @@ def planned(table: Path, rows: Sequence[Row], wishes: Wishes) -> Settings:
 
 
 def _gpus(wishes: Wishes) -> int:
-    """Of this machine, each of which one worker takes; with a profile, that says so."""
+    """Number of GPUs of this machine, one per worker; with a profile, the profile gives it."""
     return 0 if wishes.device == "cpu" or wishes.profile is not None else len(visible())
 
 
@@ -170,7 +171,8 @@ def _cores() -> int:
 
 
 def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
-    """The command; without a profile for this machine, as many workers as its cores and memory allow."""
+    """The Snakemake command. Without a profile it starts as many workers as the cores and memory of this machine
+    allow."""
     command = [sys.executable, "-m", "snakemake", "pairs", "--snakefile", str(WORKFLOW / "Snakefile")]
     command += ["--directory", str(out), *(["--software-deployment-method", "apptainer"] if wishes.container else [])]
     command += ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "mtime", "params", "input", "--nocolor"]
@@ -187,7 +189,7 @@ def snakemake(out: Path, wishes: Wishes, more: Sequence[str] = ()) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """In which the package is found from another folder."""
+    """The environment, in which the package is found from another folder."""
     paths = [str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
 
@@ -200,9 +202,9 @@ def _call(command: Sequence[str], log: Path | None = None) -> int:
 
 
 def _watched(command: Sequence[str], out: Path, progress: Progress, lock: int) -> int:
-    """Runs Snakemake with its words in OUT/snakemake.log, and says how far it is; its exit code.
+    """Run Snakemake with its output in OUT/snakemake.log and report the progress; returns its exit code.
 
-    When this process is stopped, so is Snakemake, which stops its jobs.
+    When this process is stopped, it stops Snakemake, which stops its jobs.
     """
     with (out / "snakemake.log").open("ab") as log:
         process = subprocess.Popen(command, env=_environment(), stdout=log, stderr=log, pass_fds=(lock,))
@@ -220,7 +222,7 @@ def _watched(command: Sequence[str], out: Path, progress: Progress, lock: int) -
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends Snakemake and its jobs, which clean up. A Ctrl-C on a terminal has reached them already."""
+    """End Snakemake and its jobs, which clean up. After Ctrl-C on a terminal they have received the signal already."""
     import psutil  # comes with Snakemake
 
     _wait(process, GRACE_S)
@@ -240,13 +242,13 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> None:
 
 
 class _Said:
-    """Lines of progress: on a terminal one that changes, elsewhere one each minute where something changed."""
+    """Lines of progress: one line that is updated on a terminal; elsewhere one line per minute if something changed."""
 
     def __init__(self) -> None:
         self.terminal, self.last, self.at = sys.stdout.isatty(), "", 0.0
 
     def now(self, line: str) -> None:
-        """Says it when it is time."""
+        """Print the line if enough time has passed."""
         if self.terminal:
             print(f"\r\x1b[2K{line}", end="", flush=True)
         elif line not in ("", self.last) and time.monotonic() - self.at > EVERY_S:
@@ -254,13 +256,13 @@ class _Said:
             self.last, self.at = line, time.monotonic()
 
     def end(self, line: str) -> None:
-        """The last one."""
+        """Print the last line."""
         if line:
             print(f"\r\x1b[2K{line}" if self.terminal else line, flush=True)
 
 
 def _concluded(rows: Sequence[Row], out: Path, settings: Settings, code: int) -> int:
-    """Writes the report, lists the pairs that failed on stderr; the exit code."""
+    """Write the report and list the failed pairs on stderr; returns the exit code."""
     from .page import write_report
 
     figures = figures_of(rows, out, settings)

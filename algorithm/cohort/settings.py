@@ -1,4 +1,4 @@
-"""How a cohort is run: what `lungreg cohort` writes into OUT/cohort.json, the workflow's only configuration."""
+"""Settings of a cohort: `lungreg cohort` writes them to OUT/cohort.json, the only configuration of the workflow."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from ..options import Device, FieldGrid, Options, Page, Refine, Switch
 
 CONFIG = "cohort.json"
 STEPS = ("check", "register", "apply", "function", "evaluate")
-"""In their order; the workflow has a rule for each."""
+"""The steps in their order; the workflow has a rule for each."""
 CONTAINER = "lung-registration.sif"
 IN_CONTAINER = "env PYTHONPATH=/opt/app python -m algorithm.command"
 """The command inside the container of the algorithm."""
@@ -22,16 +22,16 @@ class Settings:
     """The configuration of a cohort."""
 
     table: str
-    """Absolute."""
+    """Absolute path of the table."""
     package: str
-    """The name that this package has: algorithm, or lungreg where it is installed."""
+    """The name of this package: algorithm, or lungreg where it is installed."""
     lungreg: str
-    """The command, as a shell runs it."""
+    """The command for a shell."""
     worker: str
-    """The same where the workers run, as in a container."""
+    """The command where the workers run, for example in a container."""
     weights_sha256: str
     chunks: int
-    """Among which the pairs are distributed, a power of two."""
+    """Number of chunks of pairs, a power of two."""
     weights: str | None = None
     refine: Refine = Options.refine
     device: Device = Options.device
@@ -41,23 +41,23 @@ class Settings:
     function: bool = False
     """Whether `lungreg function` is run on every result."""
     threads: int = 1
-    """Of one worker."""
+    """Threads of one worker."""
     mem_mb: int = 4000
-    """Of one worker at its first attempt."""
+    """Memory (MB) of one worker at its first attempt."""
     minutes: int = 10
-    """That a pair may take at the first attempt, for schedulers that want to know."""
+    """Minutes that a pair may take at the first attempt, for schedulers that ask for it."""
     gpus: int = 0
-    """Of one worker."""
+    """GPUs of one worker."""
     container: str = CONTAINER
 
     def results_follow_from(self) -> dict[str, Any]:
-        """What of all this the results depend on. The device does not count: a cohort may run on CPUs and GPUs."""
+        """The settings that the results depend on. The device does not count: a cohort may run on CPUs and GPUs."""
         names = ("weights_sha256", "refine", "field_grid", "transforms", "report")
         return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> "Settings":
-        """InputError where an entry is missing."""
+        """The settings from cohort.json; InputError if an entry is missing."""
         known = {entry.name for entry in fields(cls)}
         try:
             return cls(**{name: value for name, value in entries.items() if name in known})
@@ -70,7 +70,7 @@ class Settings:
 
 
 def read_settings(out: Path) -> Settings:
-    """Those in the folder of a cohort; InputError where there are none."""
+    """The settings in the folder of a cohort; InputError if there are none."""
     try:
         return Settings.from_dict(json.loads((out / CONFIG).read_bytes()))
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What the steps of a cohort do with one pair: `Step` by its name in `STEPS`.
+"""The steps of a cohort for one pair: one function per name in `STEPS`.
 
-Each raises InputError for what is wrong with the pair. Libraries are loaded when a step has work, so that a job whose
-pairs are all done ends at once.
+Each raises InputError if the pair is faulty. Libraries are loaded only when a step has work, so that a job whose pairs
+are all done ends at once.
 """
 
 import tempfile
@@ -20,11 +20,11 @@ from .table import SCANS, Row
 
 Figures = Mapping[str, Any] | None
 TRUTH = {"landmarks": "landmarks", "labels": "lobes"}
-"""What a table calls the truth, and the evaluation."""
+"""For each kind of truth in the table, its name in the evaluation."""
 
 
 def concerns(step: str, row: Row, settings: Settings) -> bool:
-    """Whether there is something to do for the step."""
+    """Whether the step has work for this pair."""
     if step == "apply":
         return bool(row.columns("landmarks", "labels"))
     if step == "function":
@@ -33,7 +33,7 @@ def concerns(step: str, row: Row, settings: Settings) -> bool:
 
 
 def failed_before(out: Path, step: str, row: Row) -> Outcome | None:
-    """The outcome of an earlier step that failed, so that this one need not be tried."""
+    """The outcome of an earlier step that failed; then this step is not tried."""
     for before in {"check": (), "register": ("check",)}.get(step, ("register",)):
         outcome = read_outcome(out, before, row.subject)
         if outcome is not None and outcome.state != "done":
@@ -42,7 +42,7 @@ def failed_before(out: Path, step: str, row: Row) -> Outcome | None:
 
 
 def check(row: Row) -> None:
-    """InputError where a scan or mask is missing, or its header tells that it cannot be registered."""
+    """InputError if a scan or mask is missing, or its header shows that it cannot be registered."""
     from ..files.images import scan_grid
 
     for column in (*SCANS, *row.columns("mask", "lobes")):
@@ -54,7 +54,7 @@ def check(row: Row) -> None:
 
 
 def options_for(row: Row, out: Path, settings: Settings) -> Options:
-    """The registration of a pair, as the command would be told."""
+    """The options of a pair's registration."""
     files = {name: row.path(name) for name in (*SCANS, *(f"{s}_{k}" for s in SCANS for k in ("mask", "lobes")))}
     return Options(
         **files,  # type: ignore[arg-type]
@@ -72,9 +72,10 @@ def options_for(row: Row, out: Path, settings: Settings) -> Options:
 def registered(
     rows: Sequence[Row], out: Path, settings: Settings, begin: Callable[[Row], None]
 ) -> Iterator[tuple[Row, BaseException | None]]:
-    """Registers pair after pair with the model in memory; each when its results are written, or with what went wrong.
+    """Register pair after pair with the model in memory; yield each when its results are written, or with its error.
 
-    ``begin`` is called before a pair is read. On a GPU the next pair is read and the last one written meanwhile.
+    ``begin`` is called before a pair is read. On a GPU, the next pair is read and the last one written at the same
+    time.
     """
     if settings.device != "cpu":
         take_gpu()
@@ -99,7 +100,7 @@ def registered(
 
 
 def apply(row: Row, out: Path) -> None:
-    """Carries the pair's landmarks and labels to the other scan, into the folder ``applied`` of its results."""
+    """Map the pair's landmarks and labels to the other scan, into the folder ``applied`` of its results."""
     from ..results.apply import Applied
     from ..results.apply import apply as apply_to
     from ..results.points import map_points
@@ -125,7 +126,7 @@ def _points_ending(path: Path) -> str:
 
 
 def function(row: Row, out: Path) -> None:
-    """Measures lung function, by the lobes where the table has some."""
+    """Measure lung function, with lobes if the table has them."""
     from ..function.deliver import Given
     from ..function.deliver import function as measure
 
@@ -134,7 +135,7 @@ def function(row: Row, out: Path) -> None:
 
 
 def evaluate(row: Row, out: Path) -> Figures:
-    """The errors of the pair's field where there is truth: what the evaluation says of a case."""
+    """The errors of the pair's field if there is truth, as the evaluation measures them for a case."""
     from ..results.ownership import KINDS
     from ..results.resultimages import find_image
 
@@ -157,7 +158,8 @@ def evaluate(row: Row, out: Path) -> Figures:
 
 
 def _truth(row: Row) -> dict[str, Path]:
-    """The files of both scans, by the evaluation's names; and the scans, for their grids, where they are files."""
+    """The truth files of both scans, by the names of the evaluation; also the scans, for their grids, if they are
+    files."""
     files = {
         f"{scan}_{name}": row.folder / row.cells[f"{scan}_{kind}"]
         for kind, name in TRUTH.items()
@@ -180,4 +182,4 @@ ONE_BY_ONE: dict[str, Callable[[Row, Path], Figures]] = {
     "function": function,
     "evaluate": evaluate,
 }
-"""The steps that take a pair alone."""
+"""The steps that process one pair at a time."""

@@ -3,12 +3,12 @@
 subject                          the name of the pair, and of the folder of its results
 fixed, moving                    the scans, files or folders of DICOM series
 fixed_mask, moving_mask          lung masks
-fixed_lobes, moving_lobes        or other programs' lobes instead
+fixed_lobes, moving_lobes        lobes from another program, instead of masks
 fixed_landmarks, moving_landmarks    points; where both are given, the landmark errors are measured
 fixed_labels, moving_labels      label maps; where both are given, their overlap is measured
 
-All but the first three are optional. Landmarks and labels are carried to the other scan; there may be more of them with
-a name of their own, as ``moving_labels_vessels``. Paths are relative to the table. Other columns are left alone.
+All but the first three are optional. Landmarks and labels are mapped to the other scan; there may be more of them with
+a name of their own, as ``moving_labels_vessels``. Paths are relative to the table. Other columns are ignored.
 """
 
 import csv
@@ -24,38 +24,38 @@ SCANS = ("fixed", "moving")
 _FILE = re.compile(r"(fixed|moving)(_(mask|lobes|(landmarks|labels)(_[A-Za-z0-9]+)*))?")
 SUBJECT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 MOST_TOLD = 50
-"""Faults that are told one by one."""
+"""Maximum number of faults that are listed one by one."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A pair of the table."""
+    """A row of the table: one pair."""
 
     line: int
-    """In the file, counted from 1, the header line; as spreadsheets count."""
+    """Line number in the file. The header is line 1, as in spreadsheets."""
     subject: str
     cells: Mapping[str, str]
-    """By the columns that name files, as the table has them; the empty ones are left out."""
+    """The text of the cells of the columns that name files, by column, without empty cells."""
     folder: Path
-    """Of the table."""
+    """The folder of the table."""
 
     def path(self, column: str) -> Path | None:
-        """The file of that column; None where there is none."""
+        """The file in that column; None if the cell is empty."""
         cell = self.cells.get(column)
         return None if cell is None else self.folder / cell
 
     def columns(self, *kinds: str) -> list[str]:
-        """Those of the row that begin with ``fixed_<kind>`` or ``moving_<kind>``."""
+        """The row's columns that begin with ``fixed_<kind>`` or ``moving_<kind>``."""
         starts = tuple(f"{scan}_{kind}" for scan in SCANS for kind in kinds)
         return [column for column in self.cells if column.startswith(starts)]
 
     def has_truth(self) -> bool:
-        """Whether landmarks or labels of both scans are given, so that errors can be measured."""
+        """Whether landmarks or labels are given for both scans, so that errors can be measured."""
         return any(all(f"{scan}_{kind}" in self.cells for scan in SCANS) for kind in ("landmarks", "labels"))
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows. InputError where the table cannot be taken; its sentence is the last of ``faults``, one for each."""
+    """The rows. `TableError` if the table is faulty; its ``faults`` has one sentence per fault."""
     rows, faults = checked_table(path)
     if faults:
         raise TableError(path, faults)
@@ -63,7 +63,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 class TableError(InputError):
-    """All that is wrong with a table."""
+    """All faults of a table."""
 
     def __init__(self, path: Path, faults: Sequence[str]) -> None:
         self.faults = faults
@@ -72,7 +72,7 @@ class TableError(InputError):
 
 
 def checked_table(path: Path) -> tuple[list[Row], list[str]]:
-    """The rows, and a sentence for every fault; InputError where it cannot be read at all."""
+    """The rows, and a sentence for every fault; InputError if the table cannot be read."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
         lines = list(csv.reader(text.splitlines(), delimiter=_delimiter(text), strict=True))
@@ -101,7 +101,7 @@ def checked_table(path: Path) -> tuple[list[Row], list[str]]:
 
 
 def _delimiter(text: str) -> str:
-    """Comma, or what a spreadsheet of another language writes in its place."""
+    """The delimiter: a comma, or the one that spreadsheets in other languages write."""
     head = text.partition("\n")[0]
     return next((mark for mark in (",", ";", "\t") if mark in head), ",")
 
@@ -136,7 +136,7 @@ def _faults_of_row(cells: Mapping[str, str], given: int, expected: int) -> list[
 
 
 def _repeated(rows: Sequence[Row]) -> list[str]:
-    """Subjects must differ also where a file system takes capitals for small letters."""
+    """Sentences on repeated subjects. They must also differ on file systems that ignore case."""
     first: dict[str, Row] = {}
     faults = []
     for row in rows:
@@ -147,7 +147,7 @@ def _repeated(rows: Sequence[Row]) -> list[str]:
 
 
 def missing_files(rows: Sequence[Row]) -> list[str]:
-    """A sentence for every file that is not there."""
+    """A sentence for every file that does not exist."""
     return [
         f"row {row.line}, {row.subject}: {column} is not there: {row.path(column)}"
         for row in rows

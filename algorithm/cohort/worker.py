@@ -1,8 +1,8 @@
 """One job of a cohort: a step for the pairs of a chunk; ``lungreg cohort-step``, as the workflow calls it.
 
-A pair whose outcome stands is passed over, so a job that was stopped, or that shares its chunk with a pair that is new,
-computes nothing twice. What goes wrong with a pair becomes its outcome, and the others go on. A full disk ends the job:
-nothing more could be written.
+A pair with a valid outcome is skipped. So nothing is computed twice after a stopped job, or when a new pair joins the
+chunk. An error of a pair becomes its outcome, and the other pairs continue. A full disk ends the job, because nothing
+more could be written.
 """
 
 import errno
@@ -22,17 +22,18 @@ from .table import Row, read_table
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 ATTEMPTS = 3
-"""That the workflow gives a job: at the last one, a pair that took its process with it before is left out."""
+"""Number of attempts that the workflow gives a job. At the last one, pairs whose process was killed before are left
+out."""
 KILLED = "its process was killed, probably for want of memory (or of time, on a cluster)"
 
 log = logging.getLogger(__name__)
 
 
 def run_step(step: str, out: Path, chunk: str, done: Path, attempt: int = 1) -> int:
-    """Runs the step for the pairs of the chunk, and lists their states in the file ``done``; the exit code.
+    """Run the step for the pairs of the chunk and list their states in the file ``done``; returns the exit code.
 
-    1 where some pair is to be tried again, with more memory say, and this is not the last attempt. InputError where the
-    folder is no cohort's; OSError where the disk is full.
+    The exit code is 1 if a pair must be tried again (for example with more memory) and this is not the last attempt.
+    InputError if the folder is not that of a cohort; OSError if the disk is full.
     """
     settings = read_settings(out)
     rows = [row for row in rows_of(read_table(Path(settings.table)), chunk) if concerns(step, row, settings)]
@@ -52,15 +53,16 @@ def run_step(step: str, out: Path, chunk: str, done: Path, attempt: int = 1) -> 
 
 
 class _Job:
-    """A step for pair after pair, with their outcomes."""
+    """Runs a step for pair after pair and writes their outcomes."""
 
     def __init__(self, step: str, out: Path, settings: Settings) -> None:
         self.step, self.out, self.settings = step, out, settings
         self.keys: dict[str, str] = {}
-        """Of the pairs that have begun and not ended."""
+        """Hashes of the pairs that have begun and not ended."""
 
     def run(self, rows: Sequence[Row], attempt: int) -> None:
-        """The pairs, those first that are not suspected; none that an earlier step failed for."""
+        """Run the pairs. Pairs suspected of killing their process come last; pairs that failed in an earlier step are
+        left out."""
         able = [row for row in self._suspects_last(rows, attempt) if not self._failed_before(row)]
         try:
             if self.step == "register":
@@ -70,7 +72,7 @@ class _Job:
                 self._begin(row)
                 self._end(row, *self._tried(row))
         except Stopped:
-            for subject in self.keys:  # nobody killed them
+            for subject in self.keys:  # they were stopped, not killed
                 withdraw_outcome(self.out, self.step, subject)
             raise
 
@@ -79,14 +81,15 @@ class _Job:
             self._end(row, error)
 
     def _failed_before(self, row: Row) -> bool:
-        """Whether an earlier step failed; then its outcome is that of this one."""
+        """Whether an earlier step failed; its outcome then becomes that of this step."""
         before = failed_before(self.out, self.step, row)
         if before is not None:
             self._write(row, Outcome(self._key(row), before.state, before.error))
         return before is not None
 
     def _suspects_last(self, rows: Sequence[Row], attempt: int) -> list[Row]:
-        """Pairs whose process was killed take no others with them; at the last attempt they are left out."""
+        """Put pairs whose process was killed last, so that they do not stop others; at the last attempt they are left
+        out."""
         found = {row.subject: read_outcome(self.out, self.step, row.subject) for row in rows}
         killed = [row for row in rows if (outcome := found[row.subject]) is not None and outcome.error == KILLED]
         return [row for row in rows if row not in killed] + (killed if attempt < ATTEMPTS else [])
@@ -95,7 +98,7 @@ class _Job:
         return key(row, self.step, self.settings)
 
     def _begin(self, row: Row) -> None:
-        """Should the process be killed, this is what is left of it."""
+        """Write an outcome that remains if the process is killed."""
         forget_peak_memory()
         self.keys[row.subject] = self._key(row)
         self._write(row, Outcome(self.keys[row.subject], "again", KILLED))
