@@ -1,1 +1,1 @@
-"""What is done with results: points matched between two scans, series over time, scenes of 3D Slicer."""
+"""Uses of results: matching points of two scans, series over time, scenes of 3D Slicer."""

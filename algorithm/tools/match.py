@@ -1,8 +1,8 @@
-"""``lungreg match``: nodules of an earlier and a later scan, brought together.
+"""``lungreg match``: matches the nodules of an earlier and a later scan.
 
-Nodules of the earlier scan are carried to the later one by the result. Each of them goes with at most one of the later
-scan, no farther than a radius, so that as many as possible find a partner and, of all such ways, the distances add up
-to the least (scipy's linear_sum_assignment). The others are new, or gone.
+The result maps nodules of the earlier scan into the later one. Each is matched with at most one nodule of the later
+scan, within a radius. The matching has as many pairs as possible and, among these, the smallest sum of distances
+(scipy's linear_sum_assignment). Unmatched nodules are new or gone.
 """
 
 import csv
@@ -38,20 +38,20 @@ Points = Float[np.ndarray, "p 3"]
 
 @dataclass(frozen=True)
 class Matching:
-    """How nodules are brought together."""
+    """Settings of the matching."""
 
     radius_mm: float = 10.0
     prior: Scan = "moving"
     """The scan of the registration that the earlier nodules belong to."""
     days: float | None = None
-    """Between the scans; None: by the dates in the files, if there are any."""
+    """Days between the scans; None: taken from the dates in the files, if there are any."""
     ras: bool = False
-    """Of files that do not say so themselves."""
+    """Whether files that do not name their coordinate system are in RAS."""
 
 
 @dataclass(frozen=True)
 class Nodules:
-    """Those of one scan. Volumes are of spheres where only diameters are given, and the other way round."""
+    """The nodules of one scan. Where only diameters are given, volumes are those of spheres, and vice versa."""
 
     points_mm: Points
     names: list[str]
@@ -66,7 +66,8 @@ class Nodules:
 def matched(
     prior_mm: Float[np.ndarray, "p 3"], now_mm: Float[np.ndarray, "n 3"], radius_mm: float
 ) -> list[tuple[int, int]]:
-    """Pairs of rows, of points in one world: as many as lie within the radius, with the least sum of distances."""
+    """Pairs of rows of the two point lists, which are in one coordinate system: the largest number of pairs within the
+    radius, with the smallest sum of distances."""
     if not len(prior_mm) or not len(now_mm):
         return []
     distances = np.linalg.norm(prior_mm[:, None] - now_mm[None], axis=2)
@@ -77,15 +78,15 @@ def matched(
 
 
 def doubling_days(before: float | None, after: float | None, days: float | None) -> float | None:
-    """Volume doubling time: days · ln 2 / ln(V_now / V_prior); negative where it shrinks, None where it stays or
-    nothing is known (Schwartz 1961)."""
+    """Volume doubling time: days · ln 2 / ln(V_now / V_prior); negative for a shrinking nodule, None if the volume is
+    equal or unknown (Schwartz 1961)."""
     if not before or not after or not days or before == after:
         return None
     return days * math.log(2) / math.log(after / before)
 
 
 def sphere_mm3(diameter_mm: float) -> float:
-    """Its volume."""
+    """The volume of a sphere."""
     return math.pi / 6 * diameter_mm**3
 
 
@@ -93,9 +94,9 @@ def sphere_mm3(diameter_mm: float) -> float:
 
 
 def match_files(folder: Path, prior: Path, now: Path, out: Path | None, how: Matching, overwrite: bool = False) -> str:
-    """Writes the table (.csv), or adds it to what is said where there is no ``out``; what was found, in words.
+    """Write the table to ``out`` (.csv), or append it to the returned text without ``out``; returns a summary.
 
-    InputError for what the user can put right.
+    InputError for mistakes that the user can correct.
     """
     if not how.radius_mm > 0:
         raise InputError(f"--radius is {how.radius_mm:g}, expected more than 0 mm")
@@ -116,9 +117,11 @@ def match_files(folder: Path, prior: Path, now: Path, out: Path | None, how: Mat
 
 
 def read_nodules(path: Path, ras: bool = False) -> Nodules:
-    """Places with, in tables, the columns diameter_mm or volume_mm3, name, label or id, and date (2025-01-31).
+    """The positions of nodules. Tables may have the columns diameter_mm or volume_mm3, name, label or id, and date
+    (2025-01-31).
 
-    InputError as `read_points`, and for cells that cannot be read. An empty table of the right columns has none.
+    InputError as in `read_points`, and for cells that cannot be read. An empty table with the right columns has no
+    nodules.
     """
     if point_ending(path) not in KINDS:
         raise InputError(f"{path}: is no list of nodules, expected a name that ends in {', '.join(KINDS)}")
@@ -140,7 +143,7 @@ def read_nodules(path: Path, ras: bool = False) -> Nodules:
 
 
 def _is_empty_table(path: Path) -> bool:
-    """A scan may be free of nodules."""
+    """Whether the table has the right columns and no rows: a scan may have no nodules."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines() if point_ending(path) == ".csv" else []
     except (OSError, ValueError):  # `read_points` says what is wrong
@@ -150,7 +153,7 @@ def _is_empty_table(path: Path) -> bool:
 
 
 def _cells(path: Path) -> dict[str, list[str]]:
-    """By the names of the columns, in small letters."""
+    """The cells of each column, by its name in lower case."""
     lines = [line for line in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if any(line)]
     head = [name.strip().lower() for name in lines[0]]
     return {name: [(row + [""] * len(head))[n].strip() for row in lines[1:]] for n, name in enumerate(head)}
@@ -177,7 +180,7 @@ def _dates(path: Path, cells: Sequence[str]) -> list[datetime.date | None]:
 
 
 def table(result: Result, before: Nodules, after: Nodules, how: Matching, folder: Path) -> list[dict[str, str]]:
-    """A row for each nodule: matched, new or gone. Positions are in the later scan, mm, LPS."""
+    """One row per nodule: matched, new or gone. Positions are in the later scan, mm, LPS."""
     later: Scan = "fixed" if how.prior == "moving" else "moving"
     carried = result.mapped(before.points_mm, how.prior) if len(before.points_mm) else before.points_mm
     pairs = matched(carried, after.points_mm, how.radius_mm)
@@ -206,7 +209,7 @@ def _to_fixed(result: Result, places_mm: Points) -> Points:
 
 
 def _sizes(before: Nodules, after: Nodules, i: int, j: int, days: float | None) -> dict[str, str]:
-    """Names, diameters and growth; -1 for a nodule that is not there."""
+    """Names, diameters and growth; the index -1 means that there is no nodule."""
     row = {"prior": before.names[i] if i >= 0 else "", "now": after.names[j] if j >= 0 else ""}
     old = before.diameters_mm[i] if i >= 0 else None
     new = after.diameters_mm[j] if j >= 0 else None
@@ -227,7 +230,7 @@ def _sizes(before: Nodules, after: Nodules, i: int, j: int, days: float | None) 
 
 
 def _errors(result: Result, fixed_mm: Points) -> list[str]:
-    """The expected error at places of the fixed scan; empty where nothing is said."""
+    """The expected error at positions of the fixed scan, as text; empty where it is not known."""
     values = result.expected_error_at(fixed_mm) if len(fixed_mm) else None
     return [""] * len(fixed_mm) if values is None else [f"{value:.2f}" if value >= 0 else "" for value in values]
 

@@ -1,4 +1,4 @@
-"""The command ``lungreg match``; nothing heavy is imported until it is called."""
+"""The command ``lungreg match``. Large libraries are imported only when it is called."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ def match(
     ] = False,
     overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
 ) -> None:
-    """Tell which nodules of two scans are the same, which are new and which are gone, and how fast they grow."""
+    """Show which nodules of two scans are the same, which are new, which are gone, and how fast they grow."""
     from .match import Matching, match_files
 
     print(match_files(result, prior, now, out, Matching(radius, prior_is, days, ras), overwrite))

@@ -1,12 +1,12 @@
-"""``lungreg 4d``: the phases of a breathing cycle, each registered to one of them.
+"""``lungreg 4d``: registers the phases of a breathing cycle to one of them, the reference.
 
-With u_k the displacement from the reference to phase k (0 for the reference itself), of n phases,
+u_k is the displacement from the reference to phase k (0 for the reference itself); n is the number of phases.
 
-    structures      drawn on the reference, brought onto every phase; nearest voxel
-    ITV             the union of a structure over all phases, where they lie in the scanner
-    motion          of the mean of x + u_k(x) over a structure: largest less smallest value along each axis
-    mid-position    y(x) = x + Σ u_k(x) / n, where tissue is on average; the image there is the mean of all phases, each
-                    looked up at x + u_k(x) (Wolthaus et al. 2008, Med Phys 35(9):3998)
+    structures      drawn on the reference, mapped onto every phase; nearest voxel
+    ITV             the union of a structure over all phases, in scanner coordinates
+    motion          range (maximum - minimum) along each axis of the mean of x + u_k(x) over a structure
+    mid-position    y(x) = x + Σ u_k(x) / n, the mean position of tissue; the image is the mean of all phases, each
+                    sampled at x + u_k(x) (Wolthaus et al. 2008, Med Phys 35(9):3998)
 """
 
 import csv
@@ -37,42 +37,42 @@ from ..options import Device, Refine
 from ..results.apply import read_any
 
 COARSE_MM = 2.5
-"""Voxels, at least, of the grid on which the mean position is worked out."""
+"""Minimum voxel size of the grid on which the mean position is computed."""
 MOST_VOXELS = 1_000_000
-"""Of a structure, about so many are followed."""
+"""Approximate maximum number of voxels of a structure that are followed."""
 COLUMNS = ("label", "reference_ml", "itv_ml", "lr_mm", "ap_mm", "si_mm", "largest_mm")
 
 Register = Callable[[Path, Path], Registration]
-"""The map from the first scan to the second."""
+"""A function that returns the map from the first scan to the second."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Of one structure; mm along LPS."""
+    """The motion of one structure, in mm along LPS."""
 
     label: int
     reference_ml: float
     itv_ml: float
     positions_mm: dict[int, Float[np.ndarray, " 3"]]
-    """Where it is on average in each phase, less where it is in the reference."""
+    """Mean position in each phase, minus the mean position in the reference."""
 
     @property
     def amplitude_mm(self) -> Float[np.ndarray, " 3"]:
-        """Left–right, front–back, feet–head: largest less smallest position."""
+        """Left–right, front–back, feet–head: largest minus smallest position."""
         amplitude: np.ndarray = np.ptp(np.stack([*self.positions_mm.values()]), axis=0)
         return amplitude
 
     @property
     def largest_mm(self) -> float:
-        """The largest distance of two positions."""
+        """The largest distance between two positions."""
         at = np.stack([*self.positions_mm.values()])
         return float(np.linalg.norm(at[:, None] - at[None], axis=2).max())
 
 
 def find_phases(source: Path) -> dict[int, Path]:
-    """Images, or folders of DICOM series, by the last number in their names; InputError where they are not unique."""
+    """Images, or folders of DICOM series, by the last number in their names; InputError if numbers are not unique."""
     if not source.is_dir():
         raise InputError(
             f"{source}: is no folder, expected one with an image, or a folder of DICOM files, for each phase"
@@ -95,9 +95,10 @@ def find_phases(source: Path) -> dict[int, Path]:
 def follow(
     phases: dict[int, Path], reference: int, structures: Path | None, out: Path, register: Register
 ) -> tuple[list[Motion], str]:
-    """Registers, and writes what the module lists into the new folder ``out``; the motion, and a sentence.
+    """Register the phases and write the results listed above into the new folder ``out``; returns the motion and a
+    sentence.
 
-    InputError for what the user can put right, before anything is registered.
+    InputError for mistakes that the user can correct, before anything is registered.
     """
     if reference not in phases:
         raise InputError(f"--reference is {reference}, expected one of the phases {', '.join(map(str, phases))}")
@@ -130,7 +131,7 @@ def _read_labels(path: Path) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
 
 
 def _followed(maps: dict[int, Registration | None], structures: Path, reference: Path, out: Path) -> list[Motion]:
-    """Writes the structures on every phase and the ITV, on the grid of the reference scan."""
+    """Write the structures on every phase and the ITV, on the grid of the reference scan."""
     labels, grid = _read_labels(structures)
     scan = read_grid(reference)
     found = [int(label) for label in np.unique(labels) if label]
@@ -147,7 +148,7 @@ def _followed(maps: dict[int, Registration | None], structures: Path, reference:
             moved = points[label] if of is None else of.to_moving(points[label])
             positions[label][number] = (moved - points[label]).mean(axis=0)
     itv = np.zeros(scan.shape, np.uint8)
-    for label in reversed(found):  # where they overlap, the smaller label
+    for label in reversed(found):  # where labels overlap, the smaller one wins
         itv[union[label]] = label
     _write(out / "itv.mha", itv, scan)
     voxel_ml, scan_ml = (float(np.prod(of.spacing)) / 1000 for of in (grid, scan))
@@ -158,7 +159,7 @@ def _followed(maps: dict[int, Registration | None], structures: Path, reference:
 
 
 def _resampled(labels: Shaped[np.ndarray, "z y x"], source: Grid, target: Grid) -> UInt8[np.ndarray, "z y x"]:
-    """By the nearest voxel."""
+    """The labels on another grid, by the nearest voxel."""
     values = torch.from_numpy(labels.astype(np.float32))[None, None]
     found: np.ndarray = warp(values, source, None, target, fill=0.0, nearest=True)[0, 0].byte().numpy()
     return found
@@ -174,7 +175,7 @@ def _write(path: Path, values: Shaped[np.ndarray, "z y x"], grid: Grid) -> None:
 
 
 def as_csv(motions: list[Motion]) -> str:
-    """A line for each structure, then the position in each phase."""
+    """CSV text: one line per structure, then its position in each phase."""
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
     numbers = [*motions[0].positions_mm] if motions else []
@@ -191,7 +192,7 @@ def as_csv(motions: list[Motion]) -> str:
 
 @torch.no_grad()
 def _write_mid_position(maps: dict[int, Registration | None], phases: dict[int, Path], scan: Grid, path: Path) -> None:
-    """The mean of all phases, each brought to where tissue is on average, on the grid of the reference."""
+    """Write the mean of all phases, each warped to the mean position of tissue, on the grid of the reference."""
     x, y, z = (
         max(2, round(extent / max(COARSE_MM, s))) for extent, s in zip(scan.extent_mm, scan.spacing, strict=True)
     )
@@ -211,7 +212,7 @@ def _write_mid_position(maps: dict[int, Registration | None], phases: dict[int, 
 
 
 def mean_displacement(fields: list[Float[Tensor, "1 3 z y x"]]) -> Float[Tensor, "1 3 z y x"]:
-    """From the reference to where tissue is on average, the reference itself among the phases."""
+    """The displacement from the reference to the mean position of tissue; the reference counts as one phase."""
     total: Tensor = torch.cat(fields).mean(dim=0, keepdim=True)
     return total
 
@@ -229,9 +230,9 @@ def _looked_up(
 def follow_and_say(
     source: Path, reference: int, structures: Path | None, out: Path, refine: Refine, device: Device
 ) -> str:
-    """`follow`, with the bundled weights; in words."""
+    """`follow` with the bundled weights; returns the results as text."""
     phases = find_phases(source)
-    registrar: list[Registrar] = []  # the model is loaded when it is known that it is needed
+    registrar: list[Registrar] = []  # the model is loaded only when it is needed
 
     def register(fixed: Path, moving: Path) -> Registration:
         if not registrar:

@@ -1,4 +1,4 @@
-"""The command ``lungreg 4d``; nothing heavy is imported until it is called."""
+"""The command ``lungreg 4d``. Large libraries are imported only when it is called."""
 
 from pathlib import Path
 from typing import Annotated

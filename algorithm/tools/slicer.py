@@ -1,7 +1,7 @@
-"""``lungreg slicer``: a script that opens a result in 3D Slicer.
+"""``lungreg slicer``: writes a script that opens a result in 3D Slicer.
 
-Slicer's own functions are used as its script repository shows them. Slicer takes an ITK transform for one that pulls
-images, so transform.h5 on the moving volume brings that onto the fixed one.
+The script uses Slicer's functions as its script repository shows them. Slicer applies an ITK transform as one that
+resamples images, so transform.h5 on the moving volume warps it onto the fixed one.
 """
 
 import os
@@ -16,7 +16,7 @@ from ..results.result import read_figures, scan_path
 
 NAME = "open_in_slicer.py"
 MARK = "# Written by lung-registration: opens a registration in 3D Slicer."
-"""The first line of every such script; one that begins so may be replaced."""
+"""The first line of every such script; a file that begins with it may be replaced."""
 
 SCRIPT = '''@MARK@
 #
@@ -90,10 +90,10 @@ def write_script(
     moving: Path | None = None,
     overwrite: bool = False,
 ) -> str:
-    """Writes the script for the result in ``folder``, by default into it; a sentence that says how it is called.
+    """Write the script for the result in ``folder``, by default into this folder; returns a sentence on how to run it.
 
-    ``fixed`` and ``moving`` are the scans, where they are not any more where the registration found them. InputError
-    where something is missing, or a file that is none of ours is in the way and not to be overwritten.
+    Give ``fixed`` and ``moving`` if the scans have moved since the registration. InputError if a file is missing, or if
+    another file has this name and must not be overwritten.
     """
     out = folder / NAME if out is None else out
     if out.suffix != ".py":
