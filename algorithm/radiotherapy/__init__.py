@@ -1,1 +1,1 @@
-"""DICOM registration objects, structure sets and dose, carried to the other scan."""
+"""DICOM registration objects; structure sets and dose mapped to the other scan."""

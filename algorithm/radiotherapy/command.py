@@ -1,4 +1,4 @@
-"""The command ``lungreg dicom``; nothing heavy is imported until it is called."""
+"""The command ``lungreg dicom``. Large libraries are imported only when it is called."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ def dicom(
         Parameter(help="the scan of structures and dose, where the frame of reference does not tell"),
     ] = None,
 ) -> None:
-    """Write a Deformable Spatial Registration object, and carry RT structures and dose to the other scan."""
+    """Write a Deformable Spatial Registration object, and map RT structures and dose to the other scan."""
     from .transfer import write_dicom
 
     print(write_dicom(result, out, fixed, moving, rtstruct, rtdose, of))

@@ -1,12 +1,12 @@
-"""``lungreg dicom``: a result as a Deformable Spatial Registration object, and dose carried to the other scan.
+"""``lungreg dicom``: writes a result as a Deformable Spatial Registration object, and maps dose to the other scan.
 
-The object's equation (DICOM PS3.3, C.20.3.1) takes a point of the registered frame of reference, the fixed scan's, to
-the source frame of reference, the moving one's:
+The object's equation (DICOM PS3.3, C.20.3.1) maps a point of the registered frame of reference (the fixed scan) to
+the source frame of reference (the moving scan):
 
     x_source = M_post · (M_pre · x + Δ(M_pre · x))
 
-A result is x ↦ affine(x + u(x)): M_pre is the identity, Δ is u on its grid, M_post is the affine map. Both worlds are
-in mm along LPS, as DICOM's.
+A result is x ↦ affine(x + u(x)): M_pre is the identity, Δ is u on its grid, M_post is the affine map. Both use
+mm along LPS.
 """
 
 import datetime
@@ -40,21 +40,22 @@ MAKER = {"Manufacturer": "lung-registration", "SoftwareVersions": __version__}
 
 @dataclass(frozen=True)
 class Reference:
-    """What an object says of the series that it belongs to."""
+    """The data of a series that an object refers to."""
 
     header: Dataset
-    """Of one slice, without its pixels."""
+    """The header of one slice, without its pixels."""
     instances: tuple[tuple[str, str], ...]
     """SOP class and instance UID of every slice."""
 
     @property
     def frame(self) -> str:
-        """The UID of its frame of reference."""
+        """The UID of the frame of reference."""
         return str(self.header.FrameOfReferenceUID)
 
 
 def read_reference(folder: Path) -> Reference:
-    """Of a DICOM series in a folder; InputError where there is none, or it has no frame of reference."""
+    """The reference data of a DICOM series in a folder; InputError if there is no series, or if it has no frame of
+    reference."""
     if not folder.is_dir() or not holds_dicom(folder):
         raise InputError(f"{folder}: is no folder with DICOM files, expected the series that was registered")
     paths = sorted({slice.path for slice in find_series(folder).slices})
@@ -68,7 +69,8 @@ def read_reference(folder: Path) -> Reference:
 
 
 def registration_object(result: Result, fixed: Reference, moving: Reference) -> Dataset:
-    """From the fixed scan's frame of reference to the moving one's, with the field as the result holds it."""
+    """The registration object from the fixed scan's frame of reference to the moving one's, with the field of the
+    result."""
     data = new_object(fixed, REGISTRATION, "REG", "Deformable registration of the lungs")
     data.ContentDate, data.ContentTime = data.SeriesDate, data.SeriesTime
     data.InstanceNumber, data.ContentLabel = 1, "LUNGS"
@@ -92,7 +94,7 @@ def registration_object(result: Result, fixed: Reference, moving: Reference) -> 
 
 
 def _grid(grid: Grid, vectors: Float32[np.ndarray, "z y x 3"]) -> Dataset:
-    """Vectors x, y, z of every voxel, those along x fastest."""
+    """The grid of vectors: x, y, z for every voxel; x is the fastest axis."""
     direction, item = np.array(grid.direction), Dataset()
     if np.linalg.det(direction) < 0:
         raise InputError(
@@ -114,14 +116,15 @@ def _matrix(affine: Affine, kind: str) -> Dataset:
 
 
 def decimal(value: float) -> str:
-    """A decimal string has 16 characters at most."""
+    """The value as a decimal string, which has 16 characters at most."""
     return next(text for digits in range(16, 0, -1) if len(text := f"{value + 0.0:.{digits}g}") <= 16)
 
 
 def mapped_by(data: Dataset, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
-    """Points of the registered frame of reference in the source frame, by the object's own numbers; for a check.
+    """Points of the registered frame of reference mapped to the source frame with the values of the object; for a
+    check.
 
-    By the nearest voxel of the grid; InputError where an object is none of these.
+    The nearest voxel of the grid is used; InputError for other kinds of objects.
     """
     items = [item for item in data.DeformableRegistrationSequence if "DeformableRegistrationGridSequence" in item]
     if len(items) != 1:
@@ -172,7 +175,7 @@ def read_dose(path: Path) -> Dose:
     if data.SOPClassUID != DOSE or values.ndim != 3 or len(steps) < 1 or np.ptp(steps) > 0.01 or abs(steps[0]) < 0.01:
         raise InputError(f"{path}: is no RT Dose of several evenly spaced planes, expected one")
     normal = np.cross(row, column)
-    if abs(offsets[0]) > 0.01:  # then they are positions along z (PS3.3, C.8.8.3.2)
+    if abs(offsets[0]) > 0.01:  # then these are positions along z (PS3.3, C.8.8.3.2)
         offsets = offsets - offsets[0]
     if steps[0] < 0:
         values, position = values[::-1], position + normal * offsets[-1]
@@ -185,7 +188,7 @@ def read_dose(path: Path) -> Dose:
 
 
 def carried_dose(dose: Dose, values: Float32[np.ndarray, "z y x"], grid: Grid, onto: Reference) -> Dataset:
-    """The dose ``values`` on ``grid``, in the frame of reference of the other scan. 32 bits: no dose is lost."""
+    """The dose ``values`` on ``grid``, in the frame of reference of the other scan. 32 bits keep the dose exact."""
     data = new_object(onto, DOSE, "RTDOSE", "Dose, carried over by deformable registration")
     for name in ("DoseUnits", "DoseSummationType", "TissueHeterogeneityCorrection"):
         if name in dose.data:
@@ -217,7 +220,7 @@ def carried_dose(dose: Dose, values: Float32[np.ndarray, "z y x"], grid: Grid, o
 
 
 def new_object(of: Reference, kind: str, modality: str, description: str) -> Dataset:
-    """An object in the patient's study, in a series of its own."""
+    """An object in the patient's study, in its own series."""
     data, now = Dataset(), datetime.datetime.now()
     for name in PATIENT:
         setattr(data, name, of.header.get(name, ""))
@@ -260,7 +263,7 @@ def _study(of: Reference) -> Dataset:
 
 
 def write_object(path: Path, data: Dataset, overwrite: bool = False) -> None:
-    """A DICOM file, all or nothing."""
+    """Write a DICOM file, completely or not at all."""
     check_new(path, overwrite)
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = data.SOPClassUID, data.SOPInstanceUID
@@ -271,7 +274,8 @@ def write_object(path: Path, data: Dataset, overwrite: bool = False) -> None:
 
 
 def belongs_to(frame: str, fixed: Reference, moving: Reference, told: Scan | None, path: Path) -> Scan:
-    """The scan whose frame of reference an object has; InputError where neither has it, or both, unless told."""
+    """The scan that an object belongs to: ``told``, or the one with its frame of reference. InputError without ``told``
+    if neither or both scans have this frame."""
     if told is not None:
         return told
     found: list[Scan] = [scan for scan, of in (("fixed", fixed), ("moving", moving)) if of.frame == frame]  # type: ignore[misc]

@@ -1,7 +1,8 @@
-"""RT structure sets: contours as masks, and masks as contours, on the slices of a CT series.
+"""RT structure sets: converts contours to masks and masks to contours, on the slices of a CT series.
 
-A contour is a closed polygon in the plane of a slice. Several in one plane follow the even-odd rule, so that one within
-another is a hole. Masks are shares from 0 to 1: how much of a voxel's cross-section lies inside.
+A contour is a closed polygon in the plane of a slice. Several contours in one plane follow the even-odd rule, so that a
+contour inside another one is a hole. Masks are shares from 0 to 1: the part of a voxel's cross-section that lies
+inside.
 """
 
 import math
@@ -22,9 +23,10 @@ from .dicomobjects import Reference, decimal, new_object, references
 
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 FINER = 8
-"""Lines along each axis of a voxel on which it is told what lies inside."""
+"""Number of sample points along each axis of a voxel that decide what lies inside."""
 OFF_PLANE = 0.6
-"""So many slices may a contour lie beside the nearest one; further out it belongs to another series."""
+"""Maximum distance, in slices, of a contour from the nearest slice; beyond it, the contour belongs to another
+series."""
 
 Contour = Float[np.ndarray, "_ 3"]
 
@@ -42,7 +44,7 @@ class Structure:
 
 @dataclass(frozen=True)
 class StructureSet:
-    """Of a file."""
+    """The structures of a file."""
 
     data: Dataset
     structures: list[Structure]
@@ -51,7 +53,7 @@ class StructureSet:
 
 
 def read_structures(path: Path) -> StructureSet:
-    """InputError where it is no structure set, or has no closed planar contour."""
+    """The structures of a file; InputError if it is not a structure set, or has no closed planar contour."""
     try:
         data = pydicom.dcmread(path)
         names = {int(of.ROINumber): of for of in data.StructureSetROISequence}
@@ -81,7 +83,8 @@ def _points(contour: Dataset) -> Contour:
 
 
 def shares(contours: list[Contour], grid: Grid) -> Float32[np.ndarray, "z y x"]:
-    """How much of each voxel lies inside the contours; InputError for one that lies in no plane of the grid."""
+    """The share of each voxel that lies inside the contours; InputError for a contour that lies in no plane of the
+    grid."""
     nx, ny, nz = grid.size
     found = np.zeros(grid.shape, np.float32)
     planes: dict[int, list[np.ndarray]] = {}
@@ -99,7 +102,7 @@ def shares(contours: list[Contour], grid: Grid) -> Float32[np.ndarray, "z y x"]:
 
 
 def _even_odd(polygons: list[np.ndarray], height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Which points (x, y) of a raster lie inside: left of them, an odd number of edges crosses their line."""
+    """Which points (x, y) of a raster lie inside: an odd number of edges crosses their row to the left of them."""
     crossings = np.zeros((height, width + 1), np.int32)
     for polygon in polygons:
         for (x0, y0), (x1, y1) in zip(polygon.tolist(), np.roll(polygon, -1, axis=0).tolist(), strict=True):
@@ -112,7 +115,7 @@ def _even_odd(polygons: list[np.ndarray], height: int, width: int) -> Bool[np.nd
 
 
 def outlines(values: Float32[np.ndarray, "z y x"], grid: Grid) -> Iterator[tuple[int, Contour]]:
-    """The slice and the contour at a share of one half (mm, LPS), closed without repeating the first point."""
+    """The slices, and the contours at a share of one half (mm, LPS), closed without repeating the first point."""
     padded = np.pad(values, ((0, 0), (1, 1), (1, 1)))
     for plane in range(grid.size[2]):
         if padded[plane].max() <= 0.5:
@@ -124,7 +127,8 @@ def outlines(values: Float32[np.ndarray, "z y x"], grid: Grid) -> Iterator[tuple
 
 
 def structure_set(structures: list[Structure], grid: Grid, instances: list[str], onto: Reference) -> Dataset:
-    """An RT structure set on the slices of a series; ``instances`` are their SOP instance UIDs, in the grid's order."""
+    """An RT structure set on the slices of a series; ``instances`` are their SOP instance UIDs in the order of the
+    grid."""
     data = new_object(onto, STRUCTURES, "RTSTRUCT", "Structures, carried over by deformable registration")
     data.StructureSetLabel, data.StructureSetDate, data.StructureSetTime = "carried", data.SeriesDate, data.SeriesTime
     data.FrameOfReferenceUID, data.PositionReferenceIndicator = onto.frame, ""

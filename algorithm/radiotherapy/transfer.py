@@ -1,4 +1,4 @@
-"""``lungreg dicom``: the registration as an object; RT structures and dose, carried to the other scan."""
+"""``lungreg dicom``: writes the registration as an object; maps RT structures and dose to the other scan."""
 
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from .structuresets import Structure, outlines, read_structures, shares, structu
 def write_dicom(
     folder: Path, out: Path, fixed: Path, moving: Path, rtstruct: Path | None, rtdose: Path | None, of: Scan | None
 ) -> str:
-    """Writes registration.dcm, and structures.dcm and dose.dcm where they are asked for, into a new folder; in words.
+    """Write registration.dcm, and structures.dcm and dose.dcm if wanted, into a new folder; returns a summary.
 
-    InputError for what the user can put right, before anything is written.
+    InputError for mistakes that the user can correct, before anything is written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: is there already, expected a new folder, or an empty one")
@@ -62,7 +62,7 @@ def _instances(series: Series) -> list[str]:
 def _carried(
     folder: Path, result: Result, structures: list[Structure], scan: Scan, series: dict[Scan, Path]
 ) -> tuple[list[Structure], str]:
-    """The structures on the slices of the other scan, and their volumes before and after."""
+    """The structures on the slices of the other scan, and text with their volumes before and after."""
     onto: Scan = "fixed" if scan == "moving" else "moving"
     source, target = read_grid(series[scan]), read_grid(series[onto])
     resampling = Resampling(transform_onto(folder, result, onto), target, "linear", 0.0)
@@ -78,6 +78,6 @@ def _carried(
 
 
 def _with_voxels(box: Grid, of: Grid) -> Grid:
-    """The box of a scan in voxels as large as those of the dose."""
+    """The box of a scan, with the voxel size of the dose."""
     x, y, z = (max(2, round(extent / s)) for extent, s in zip(box.extent_mm, of.spacing, strict=True))
     return box.resized((x, y, z))
