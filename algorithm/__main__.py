@@ -1,6 +1,6 @@
-"""Registers two lung CT scans: /input → /output. Exit code 0: done; 2: bad input, a sentence says what; 1: a fault.
+"""Registers two lung CT scans: /input → /output. Exit code 0: done; 2: bad input, with a sentence; 1: a fault.
 
-Once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
+It runs once (`python -m algorithm`), or at each request (`python -m algorithm serve`).
 """
 
 import sys
@@ -16,17 +16,17 @@ from .serve import serve
 
 
 def run_once(options: Options) -> None:
-    """One case, in place of the results of an earlier one."""
+    """Run one case; its results replace those of an earlier case."""
     with stopped_by_signals():
         withdraw(options.output, options.on_platform(), options.sources())
         run(options, load_cascade(find_weights(options.weights)))
 
 
 def run_on_request(arguments: list[str], program: str = "python -m algorithm serve") -> None:
-    """Cases from the same folder, refilled in between; the model is loaded once."""
+    """Run cases from the same folder, which is refilled in between; the model is loaded once."""
     options, port, host = parse_serve(arguments, program)
     weights = load_cascade(find_weights(options.weights))
-    choose_device(options.device, Report())  # a GPU is woken up before the first case
+    choose_device(options.device, Report())  # initialises a GPU before the first case
 
     def case() -> None:
         withdraw(options.output, True, options.sources())
@@ -36,7 +36,7 @@ def run_on_request(arguments: list[str], program: str = "python -m algorithm ser
 
 
 def main() -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     if sys.argv[1:2] == ["serve"]:
         return exit_code(lambda: run_on_request(sys.argv[2:]))
     return exit_code(lambda: run_once(parse()))

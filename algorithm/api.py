@@ -1,4 +1,4 @@
-"""The registration for Python programs: `register`, `Registrar`, `Registration`, `load`; the same as the command does.
+"""The registration for Python programs: `register`, `Registrar`, `Registration`, `load`; the same as the command.
 
 import lungreg
 
@@ -47,7 +47,7 @@ Points = Float[np.ndarray, "p 3"]
 
 @dataclass(frozen=True)
 class _Case:
-    """What is needed to write the results of a registration that was just done."""
+    """The data needed to write the results of a registration that was just computed."""
 
     fixed: Subject
     moving: Subject
@@ -60,8 +60,8 @@ class _Case:
 class Registration:
     """The map from a fixed to a moving scan, and back.
 
-    Points are (n, 3), mm, LPS, components x, y, z; images are `SimpleITK.Image`. Images go by the forward map onto the
-    fixed scan, *points* of the moving scan by the inverse.
+    Points are (n, 3), mm, LPS, components x, y, z; images are `SimpleITK.Image`. The forward map resamples images onto
+    the fixed scan; *points* of the moving scan are mapped by the inverse.
     """
 
     def __init__(self, result: Result, back: Inverse | None, case: _Case | None = None) -> None:
@@ -69,48 +69,51 @@ class Registration:
 
     @property
     def quality(self) -> dict[str, Any]:
-        """What results.json says: quality figures, warnings, timings."""
+        """The content of results.json: quality figures, warnings, timings."""
         return self._result.figures if self._case is None else self._case.report.to_dict()
 
     def to_moving(self, points_mm: Points | Sequence[Sequence[float]]) -> Points:
-        """Where points of the fixed scan lie in the moving one."""
+        """Positions in the moving scan of points of the fixed scan."""
         return self._result.to_moving(_points(points_mm))
 
     def to_fixed(self, points_mm: Points | Sequence[Sequence[float]]) -> Points:
-        """Where points of the moving scan lie in the fixed one, solved for each of them to 0.0001 mm."""
+        """Positions in the fixed scan of points of the moving scan; the map is inverted for each of them, to 0.0001
+        mm."""
         return self._result.to_fixed(_points(points_mm))
 
     def in_lungs(self, points_mm: Points | Sequence[Sequence[float]], of: Scan) -> Bool[np.ndarray, " p"] | None:
-        """Whether points lie in the lungs of their own scan; None where a loaded result did not keep these."""
+        """Whether points lie in the lungs of their own scan; None if a loaded result does not hold the lungs."""
         return self._result.in_lungs(_points(points_mm), of)
 
     def jacobian_at(self, fixed_mm: Points | Sequence[Sequence[float]]) -> Float[np.ndarray, " p"]:
-        """The volume in the moving scan over that in the fixed one, around points of the fixed scan."""
+        """The ratio of the volume in the moving scan to that in the fixed one, around points of the fixed scan."""
         return self._result.jacobian_at(_points(fixed_mm))
 
     def expected_error_at(self, fixed_mm: Points | Sequence[Sequence[float]]) -> Float[np.ndarray, " p"]:
-        """How far (mm) the map is probably from the truth at points of the fixed scan; -1 outside the lungs and where
-        the moving image does not show them. InputError where the result does not say."""
+        """Expected error (mm) of the map at points of the fixed scan; -1 outside the lungs and outside the moving
+        image. InputError if the result has no expected error."""
         found = self._result.expected_error_at(_points(fixed_mm))
         if found is None:
             raise InputError("the result has no expected error: the weights that it was made with do not tell")
         return found
 
     def jacobian(self) -> sitk.Image:
-        """The same as an image, on the grid that the field was computed on: around the fixed lungs, in steps of mm."""
+        """The Jacobian determinant as an image, on the grid that the field was computed on: around the fixed lungs, in
+        steps of mm."""
         transform = self._result.transform
         determinant = jacobian_determinant(transform.displacement, transform.grid)[0].numpy()
         linear = float(np.linalg.det(np.array(transform.affine.matrix)))
         return placed(sitk.GetImageFromArray(determinant * np.float32(linear)), transform.grid)
 
     def displacement(self, grid: Grid) -> Float[torch.Tensor, "1 3 z y x"]:
-        """The displacement (mm) from points of the fixed scan to the moving one, on any grid of the fixed world."""
+        """The displacement (mm) from points of the fixed scan to the moving one, on any grid in fixed world
+        coordinates."""
         return self._result.transform.field(grid)
 
     def expected_error(self) -> sitk.Image:
-        """How far (mm) the field is probably from the truth, in the lungs, on the grid that it is estimated on.
+        """Expected error (mm) of the field in the lungs, on the grid on which it is estimated.
 
-        -1 where nothing is said. InputError where the result does not say.
+        -1 where it is not known. InputError if the result has no expected error.
         """
         expected = self._result.expected
         if expected is None:
@@ -125,10 +128,10 @@ class Registration:
         reference: Given | None = None,
         background: float | None = None,
     ) -> sitk.Image:
-        """An image of the other scan, on the grid of the one that it is brought ``onto`` or of ``reference``.
+        """An image of the other scan, warped to the grid of the scan ``onto`` or of ``reference``.
 
-        By default the moving scan itself, on the fixed one. ``background``: where the image ends; air for CT, otherwise
-        0. The type of the values stays. InputError for an image that cannot be taken.
+        By default, the moving scan itself is warped onto the fixed one. ``background``: value outside the image; air
+        for CT, otherwise 0. The type of the values is kept. InputError for an unsuitable image.
         """
         if image is None:
             image = self._scan("moving" if onto == "fixed" else "fixed")
@@ -139,17 +142,18 @@ class Registration:
         return placed(sitk.GetImageFromArray(found), target)
 
     def warp_labels(self, labels: Given, onto: Scan = "fixed", reference: Given | None = None) -> sitk.Image:
-        """A label map of the other scan, by nearest neighbour."""
+        """A label map of the other scan, warped by nearest neighbour."""
         return self.warp(labels, onto, "nearest", reference)
 
     def sitk_transform(self) -> sitk.Transform:
-        """What transform.h5 holds, from points of the fixed scan to the moving one: what pulls images of the moving."""
+        """The content of transform.h5: maps points of the fixed scan to the moving one, as needed to resample moving
+        images."""
         transform = self._result.transform
         parts = affine_transform(transform.affine), field_transform(transform.displacement, transform.grid)
         return sitk.CompositeTransform(list(parts))
 
     def inverse(self) -> sitk.Transform:
-        """What inverse.h5 holds, from points of the moving scan to the fixed one."""
+        """The content of inverse.h5: maps points of the moving scan to the fixed one."""
         if self._back is None:
             raise InputError("the result has no inverse.h5, expected one that was written with --transforms on")
         back = self._back
@@ -164,7 +168,8 @@ class Registration:
         page: bool = True,
         format: Format = "auto",
     ) -> None:
-        """Writes what the command writes, byte by byte but for the timings; InputError where it would, too."""
+        """Write the same files as the command, identical byte by byte except for the timings; InputError as for the
+        command."""
         if self._case is None:
             raise InputError("the registration was loaded, expected one that was just done; its folder can be copied")
         case, root = self._case, Path(folder)
@@ -187,7 +192,7 @@ class Registrar:
     """Registers pair after pair with the model in memory."""
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: Device = "auto") -> None:
-        """``weights``: by default the bundled ones. InputError where they, or the device, cannot be had."""
+        """``weights``: by default the bundled ones. InputError if the weights or the device are not available."""
         self._weights = load_cascade(find_weights(None if weights is None else Path(weights)))
         self._device = device
         choose_device(device, Report())
@@ -202,7 +207,7 @@ class Registrar:
     ) -> Registration:
         """The map from ``fixed`` to ``moving``: CT scans in HU, as paths, SimpleITK images or images of nibabel.
 
-        Masks are of the lungs, on any grid; made from the HU where they are missing. InputError for what cannot be
+        Masks are lung masks, on any grid; missing ones are made from the HU. InputError for scans that cannot be
         registered, with a sentence that says why.
         """
         report = Report()
@@ -229,12 +234,12 @@ def register(
     moving_mask: Given | None = None,
     weights: str | os.PathLike[str] | None = None,
 ) -> Registration:
-    """One pair, see `Registrar.register`; for several, a `Registrar` keeps the model."""
+    """Register one pair, see `Registrar.register`; for several pairs, a `Registrar` keeps the model in memory."""
     return Registrar(weights, device).register(fixed, moving, refine, fixed_mask, moving_mask)
 
 
 def load(folder: str | os.PathLike[str]) -> Registration:
-    """The registration whose results a run wrote into ``folder``; InputError where there is none."""
+    """The registration whose results lie in ``folder``; InputError if there are none."""
     result, path = read_result(Path(folder)), Path(folder) / TRANSFORMS[1]
     return Registration(result, read_inverse(path) if "inverse_residual_mm" in result.figures else None)
 
@@ -248,7 +253,7 @@ def _registration(case: _Case) -> Registration:
 def _describe(
     report: Report, images: tuple[Image, Image], pair: tuple[Subject, Subject], sha256: str, device: str
 ) -> None:
-    """What the command says of a case in results.json, in its order."""
+    """Add the entries that the command writes to results.json, in the same order."""
     fixed, moving = images
     report.set(fixed=fixed.path.name, moving=moving.path.name, weights_sha256=sha256, device=device)
     for remark in (*pair[0].image.remarks, *pair[1].image.remarks):
@@ -274,7 +279,7 @@ def _volume(given: Given, name: str) -> tuple[np.ndarray, Grid]:
 
 @contextmanager
 def _file(mask: Given | None) -> Iterator[Path | None]:
-    """A mask as a file, for as long as it is read."""
+    """A mask as a file, which exists while the body runs."""
     if mask is None or isinstance(mask, str | os.PathLike):
         yield None if mask is None else Path(mask)
         return

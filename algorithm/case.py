@@ -1,6 +1,6 @@
-"""One case: from files to two subjects, to the transform between them, to files.
+"""One case: reads two subjects from files, computes the transform between them, and writes the results.
 
-The three parts are apart so that a program with many cases can read the next one while this one is computed.
+The three parts are separate, so that a program with many cases can read the next one while this one is computed.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from .results.outputs import Outputs, field_layout, image_kind, prepare_outputs
 
 
 def run(options: Options, weights: LoadedCascade) -> None:
-    """One case, from files to files."""
+    """Run one case, from input files to output files."""
     write(compute(read(options, weights.sha256), weights))
 
 
@@ -41,7 +41,7 @@ class Case:
     fixed: Subject
     moving: Subject
     grid: Grid
-    """Of the fixed image as it was given."""
+    """The grid of the fixed image as it was given."""
     layout: Layout
 
 
@@ -53,7 +53,7 @@ class Computed(NamedTuple):
 
 
 def read(options: Options, weights_sha256: str) -> Case:
-    """The scans with their lungs; InputError for what cannot be registered, or not be written."""
+    """Read the scans with their lungs; InputError if they cannot be registered, or the results cannot be written."""
     report = Report(options.steps())
     inputs = options.inputs()
     given = (*inputs.paths(), *options.lobes())
@@ -75,19 +75,19 @@ def read(options: Options, weights_sha256: str) -> Case:
     for remark in (*fixed.image.remarks, *moving.image.remarks):
         report.warn(remark)
     report.set(grids={"fixed": asdict(fixed_image.grid), "moving": asdict(moving_image.grid)})
-    # the images are stored in another order than the subjects', which are copies: here they go
+    # the images have another axis order than the subjects, which are copies: the images are freed here
     return Case(options, outputs, report, device, fixed, moving, fixed_image.grid, layout)
 
 
 def compute(case: Case, weights: LoadedCascade) -> Computed:
-    """Registers the two scans of a case."""
+    """Register the two scans of a case."""
     options, insist = case.options, case.options.device == "cuda"
     result = register(case.fixed, case.moving, weights, options.refine, case.device, case.report, insist)
     return Computed(case, result)
 
 
 def write(computed: Computed) -> None:
-    """Writes the results."""
+    """Write the results of a computed case."""
     case, result = computed
     also = lung_function(case.options) if case.options.also == "function" else None
     deliver(
@@ -97,7 +97,7 @@ def write(computed: Computed) -> None:
 
 
 def lung_function(options: Options) -> Callable[[Path, Pair, Report], str]:
-    """What ``--also function`` asks for; imported only then."""
+    """The function that ``--also function`` asks for; it is imported only then."""
     from .function.deliver import also_function
 
     return lambda folder, pair, report: also_function(folder, pair, (options.fixed_lobes, options.moving_lobes), report)

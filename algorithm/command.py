@@ -1,7 +1,7 @@
-"""The command ``lungreg``: registers two scans, and beside that what is done with a result.
+"""The command ``lungreg``: registers two scans and works with results.
 
-Parameters are those of `Options`, whose help texts they have. Each command imports what it needs when it is called, so
-that ``--help`` and the completion of a shell are quick.
+Parameters are those of `Options`, with the same help texts. Each command imports its libraries when it is called, so
+that ``--help`` and shell completion are fast.
 """
 
 import sys
@@ -63,11 +63,11 @@ app.register_install_completion_command("--install-completion", help="Completion
 Scan = Literal["fixed", "moving"]
 Interpolation = Literal["linear", "bspline", "nearest", "majority"]
 Arguments = Annotated[str, Parameter(show=False, allow_leading_hyphen=True)]
-"""Of a command that hands them over as they are, also --help."""
+"""Arguments of a command that passes them on unchanged, including --help."""
 
 
 def _told(name: str) -> Parameter:
-    """The parameter for an option, with its meaning."""
+    """The parameter for an option, with its help text."""
     return Parameter(name=f"--{name.replace('_', '-')}", help=HELP[name], negative=())
 
 
@@ -105,7 +105,7 @@ def register(
 
 
 def _check_there(*paths: Path) -> None:
-    """InputError for a path that leads to nothing, before anything heavy is loaded."""
+    """InputError for a path that does not exist, before large libraries are loaded."""
     for path in paths:
         if not path.exists() and not path.is_symlink():
             raise InputError(
@@ -115,7 +115,7 @@ def _check_there(*paths: Path) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """InputError for an OUT that is meant to be a file."""
+    """InputError if OUT is a file, or has the name of an image file."""
     from imagefiles import ending
 
     if out.is_file() or (ending(out) is not None and not out.exists()):
@@ -133,11 +133,11 @@ def points(
     ras: Annotated[bool, Parameter(help="a file that does not say so itself is in RAS, not LPS", negative=())] = False,
     overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
 ) -> None:
-    """Carry points of one scan to their places in the other.
+    """Map points of one scan to their positions in the other scan.
 
-    CSV tables get the columns in_lungs (of the scan that the points come from), jacobian (volume there over volume
-    here) and expected_error_mm (how far the new place is probably from the true one); all other columns stay. In 3D
-    Slicer's files these go into empty descriptions.
+    CSV tables get the columns in_lungs (whether the point lies in the lungs of its own scan), jacobian (volume in the
+    other scan divided by volume in this one) and expected_error_mm (expected error of the new position); all other
+    columns stay unchanged. In files of 3D Slicer, these values are written into empty descriptions.
     """
     from .results.points import map_points
 
@@ -157,7 +157,7 @@ def apply(
     ras: Annotated[bool, Parameter(help="points that do not say so themselves are in RAS", negative=())] = False,
     overwrite: Annotated[bool, Parameter(help="results may be there already", negative=())] = False,
 ) -> None:
-    """Bring images, label maps and surfaces of one scan onto the other."""
+    """Map images, label maps and surfaces of one scan onto the other."""
     from .results.apply import Applied
     from .results.apply import apply as apply_to
 
@@ -178,7 +178,7 @@ def lungs(
     reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
     overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
 ) -> None:
-    """Write the lungs that were found in a scan: 1 the patient's right one, 2 the left one."""
+    """Write the lungs of a scan as a label map: 1 is the patient's right lung, 2 the left one."""
     from .results.apply import write_lungs
 
     print(write_lungs(result, out, of, reference, overwrite))
@@ -192,7 +192,7 @@ def report(
     fixed: Annotated[Path | None, Parameter(help="the fixed image, where it lies elsewhere than it did")] = None,
     moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
 ) -> None:
-    """Write report.html, the page to look at, into the folder of a result (again)."""
+    """Write report.html, a page with pictures and figures, into the folder of an existing result."""
     from .pages.again import write_page_again
 
     print(f"The page to look at is {write_page_again(result, fixed, moving)}.")
@@ -222,7 +222,7 @@ app.command(sequence, name="4d", help_epilogue=SEQUENCE)
 
 @app.command(help_flags=(), version_flags=())
 def serve(*arguments: Arguments) -> None:
-    """A server that registers --input into --output at each POST /invoke, with the model kept loaded."""
+    """Start a server that registers --input into --output at each POST /invoke and keeps the model loaded."""
     from .__main__ import run_on_request
 
     run_on_request(list(arguments), "lungreg serve")
@@ -230,13 +230,13 @@ def serve(*arguments: Arguments) -> None:
 
 @app.command(help_flags=(), version_flags=())
 def evaluate(*arguments: Arguments) -> int:
-    """Landmark errors, overlap of lobes and folding of displacement fields, of any program's."""
+    """Measure landmark errors, overlap of lobes and folding of displacement fields from any program."""
     return int(evaluation_module("__main__").main(list(arguments), "lungreg evaluate"))
 
 
 @app.command(help_flags=(), version_flags=())
 def convert(*arguments: Arguments) -> int:
-    """Bring a displacement field or transform into another format."""
+    """Convert a displacement field or transform to another format."""
     return int(evaluation_module("convert").main(list(arguments), "lungreg convert"))
 
 
@@ -246,7 +246,8 @@ app.command(cohort_step, show=False)
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Runs the command line; InputError for one that is wrong, SystemExit with the code of a command that has one."""
+    """Run the command line; InputError for wrong arguments, SystemExit with the exit code if the command returns
+    one."""
     try:
         with stopped_by_signals():
             code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
@@ -257,7 +258,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def main() -> int:
-    """The entry point; the exit code."""
+    """The entry point; returns the exit code."""
     return exit_code(lambda: run(sys.argv[1:]))
 
 

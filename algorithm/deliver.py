@@ -1,4 +1,4 @@
-"""Writes the results; the field is checked for folding on its way into the file."""
+"""Writes the results; the field is checked for folding while it is written."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from .results.transformfiles import write_inverse, write_transform
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
-"""So often a field that folds on the output grid is repaired and written again."""
+"""Maximum number of times that a field which folds on the output grid is repaired and written again."""
 
 
 def deliver(
@@ -47,15 +47,15 @@ def deliver(
     expected: ExpectedError | None = None,
     also: Callable[[Path, Pair, Report], str] | None = None,
 ) -> None:
-    """Writes the field on ``field_grid``, the warped image on ``grid``, the fixed image's own, where they are wanted
-    the transforms for other programs and the page; the ``expected`` error where there is one; and results.json. What is
-    ``also`` wanted is given the folder, and makes a section of the page.
+    """Write the field on ``field_grid``, the warped image on ``grid`` (that of the fixed image) and results.json; the
+    ``expected`` error if there is one; and, if wanted, the transforms for other programs and the page. ``also`` is
+    called with the result folder and returns a section of the page.
 
-    The field is checked for folding on the grid that it is written on.
+    The field is checked for folding on the grid on which it is written.
     """
     with sole_writer(outputs.results.parent):
-        outputs.check()  # again: something may have come in the meantime
-        # of an earlier run; results.json comes last: it says that all is there
+        outputs.check()  # again: another program may have written a file in the meantime
+        # those of an earlier run; results.json is written last: then all files are complete
         remove_own_texts(outputs.results.parent)
         with report.timed("write field"), sole_image(outputs.displacement_field, outputs.inputs) as path:
             written = grid if field_grid == "fixed" else transform.grid
@@ -85,12 +85,12 @@ def deliver(
 
 
 def write_error(path: Path, grid: Grid, expected: ExpectedError) -> None:
-    """The expected error (mm, float32) on ``grid``; -1 where nothing is said."""
+    """The expected error (mm, float32) on ``grid``; -1 where it is not known."""
     write_image_slabs(path, grid, (expected.at(slab) for slab in slabs(grid)), torch.float32, result_mark(path))
 
 
 def write_also(folder: Path, pair: Pair, report: Report, also: Callable[[Path, Pair, Report], str]) -> str:
-    """The section of the page. A fault does not take the other results with it: it becomes a warning."""
+    """Returns the section of the page. An error becomes a warning, so that the other results are still written."""
     with report.timed("function"):
         try:
             return also(folder, pair, report)
@@ -102,10 +102,10 @@ def write_also(folder: Path, pair: Pair, report: Report, also: Callable[[Path, P
 
 
 def write_page(path: Path, pair: Pair, report: Report, section: str = "") -> None:
-    """report.html. A fault in making it does not take the other results with it: it becomes a warning."""
+    """Write report.html. An error becomes a warning, so that the other results are still written."""
     with report.timed("write page"):
         try:
-            from resultpages.page import with_section  # here: who wants no page need not wait for its libraries
+            from resultpages.page import with_section  # here: without a page, its libraries are not loaded
 
             from .pages.page import registration_page
 
@@ -120,7 +120,7 @@ def write_page(path: Path, pair: Pair, report: Report, section: str = "") -> Non
 def write_unfolded(
     path: Path, grid: Grid, transform: Transform, lungs: LungMask, layout: Layout, report: Report
 ) -> Transform:
-    """Writes the field on ``grid``; the transform as it was written, see `unfolded`."""
+    """Write the field on ``grid``; returns the transform as it was written, see `unfolded`."""
 
     def write(slabs: Iterator[Float[Tensor, "1 3 d y x"]]) -> None:
         write_field(path, grid, slabs, layout, result_mark(path))
@@ -135,11 +135,11 @@ def unfolded(
     report: Report,
     write: Callable[[Iterator[Float[Tensor, "1 3 d y x"]]], None],
 ) -> Transform:
-    """The transform whose field on ``grid`` is passed to ``write`` in slabs, repaired where it folds there.
+    """Pass the field on ``grid`` to ``write`` in slabs, repaired where it folds; returns the repaired transform.
 
-    det(I + ∇u) of every voxel is taken on the way. Where it is ≤ 0 although the field does not fold on its own grid
-    (a coarse output grid takes differences over several voxels), the field is smoothed there and written again. What
-    cannot be repaired is warned of, with the count.
+    det(I + ∇u) of every voxel is computed on the way. It can be ≤ 0 although the field does not fold on its own grid,
+    because a coarse output grid takes differences over several voxels. There, the field is smoothed and written again.
+    A warning gives the number of voxels that cannot be repaired.
     """
     for attempt in range(ATTEMPTS):
         statistics = DeterminantStatistics()
@@ -167,7 +167,8 @@ def write_both_ways(
     moving_lungs: LungMask,
     expected: ExpectedError | None,
 ) -> dict[str, float]:
-    """Writes the transform for everywhere, and its inverse; how far the two miss each other in the moving lungs, mm."""
+    """Write the transform, defined everywhere, and its inverse; returns the inverse residual in the moving lungs,
+    mm."""
     there, back = outputs.transforms
     whole = framed(transform)
     undo, rest = inverse_and_residual(whole, moving_lungs)

@@ -1,4 +1,4 @@
-"""The evaluation package, from wherever it is."""
+"""Imports the evaluation package, wherever it lies."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -8,7 +8,8 @@ from .errors import InputError
 
 
 def evaluation_module(name: str) -> ModuleType:
-    """A module of the evaluation, which is a part of the installed package; in the repository it lies beside it."""
+    """A module of the evaluation. The installed package contains the evaluation; in the repository it lies beside this
+    package."""
     inside = f"{__package__}.evaluation"
     package = inside if find_spec(inside) else "evaluation"
     if find_spec(package) is None:

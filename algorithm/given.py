@@ -1,4 +1,4 @@
-"""Scans as a program may hold them: paths, SimpleITK images, nibabel images."""
+"""Scans in the forms in which a program may pass them: paths, SimpleITK images, nibabel images."""
 
 import os
 from pathlib import Path
@@ -17,14 +17,14 @@ Given = str | os.PathLike[str] | sitk.Image | Any
 
 
 def scan(given: Given, name: str) -> Image:
-    """A scan with all checks that one in a file gets; ``name`` stands for it in messages where it has no path."""
+    """A scan with the same checks as one from a file; ``name`` stands for it in messages if it has no path."""
     if isinstance(given, str | os.PathLike):
         return read_image(Path(given))
     return image_from(*volume(given, name), name)
 
 
 def volume(given: Given, name: str) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
-    """The values and their grid of an image in memory; InputError when it is no 3-D image of one component."""
+    """The values and the grid of an image in memory; InputError if it is not a 3-D image of one component."""
     if isinstance(given, sitk.Image):
         return _from_simpleitk(given, name)
     if hasattr(given, "dataobj") and hasattr(given, "affine"):
@@ -41,7 +41,7 @@ def _from_simpleitk(image: sitk.Image, name: str) -> tuple[Shaped[np.ndarray, "z
 
 
 def _from_nibabel(image: Any, name: str) -> tuple[Shaped[np.ndarray, "z y x"], Grid]:
-    """nibabel's world is RAS, ours LPS."""
+    """As `_from_simpleitk`, for nibabel, whose world coordinates are RAS instead of LPS."""
     values = np.asanyarray(image.dataobj)
     if values.ndim < 3 or any(n != 1 for n in values.shape[3:]):
         raise InputError(f"{name}: has the shape {values.shape}, expected a 3-D image")

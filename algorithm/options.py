@@ -1,4 +1,5 @@
-"""What a registration can be told, once for all command lines; and that of the container, made from `Options`."""
+"""The options of a registration, defined once for all command lines, and the container's command line, made from
+`Options`."""
 
 import argparse
 from contextlib import suppress
@@ -15,13 +16,13 @@ Device = Literal["auto", "cuda", "cpu"]
 Refine = Literal["off", "fast", "full"]
 FieldLayout = Literal["auto", "itk", "grand-challenge"]
 FieldGrid = Literal["fixed", "network"]
-"""Where the written field lives: on the fixed image's grid, or on the one it was computed on (the network's, or after
-the refinement that of its last control points).
+"""The grid of the written field: that of the fixed image, or the one on which it was computed (the network's, or after
+the refinement the grid of its last control points).
 
-Inside the outermost voxel centres of the smaller grid both are the same field, as the affine part is linear: trilinear
-interpolation of the one gives the other to rounding. It ends some millimetres outside the fixed lungs. Beyond it, the
-fixed one holds the border values of u and goes on with the affine map; programs that are given the smaller one take
-no displacement at all there.
+Inside the outermost voxel centres of the smaller grid, both are the same field, because the affine part is linear:
+trilinear interpolation of one gives the other up to rounding. The smaller grid ends some millimetres outside the fixed
+lungs. Beyond it, the field on the fixed grid holds the border values of u with the affine map. Programs that read the
+smaller field assume zero displacement there.
 """
 Switch = Literal["on", "off"]
 Names = Literal["case", "kind"]
@@ -56,7 +57,7 @@ HELP = {
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line may say; every field is an option of that name."""
+    """The options of the command line; every field is an option of that name."""
 
     input: Path = Path("/input")
     output: Path = Path("/output")
@@ -79,16 +80,17 @@ class Options:
 
     def on_platform(self) -> bool:
         """Whether grand-challenge.org's inputs.json names the files of the case."""
-        with suppress(OSError):  # `inputs` says what is wrong
+        with suppress(OSError):  # `inputs` reports the error
             return self.fixed is None and self.moving is None and (self.input / PLATFORM_FILE).exists()
         return False
 
     def wants_page(self) -> bool:
-        """Whether report.html is written: the platform collects the files of its sockets only, and would lose it."""
+        """Whether report.html is written. The platform collects only the files of its sockets, so it would lose the
+        page."""
         return self.report == "on" or (self.report == "auto" and not self.on_platform())
 
     def steps(self) -> list[str]:
-        """Of a run, by the names of the timings."""
+        """The steps of a run, by the names of the timings."""
         refinement = [] if self.refine == "off" else ["refine"]
         page = ["write page"] if self.wants_page() else []
         transforms = ["write transforms"] if self.transforms == "on" else []
@@ -99,20 +101,20 @@ class Options:
         ]
 
     def sources(self) -> list[Path]:
-        """Where the input may lie."""
+        """All paths that may hold input."""
         given = (self.input, self.fixed, self.moving, self.fixed_mask, self.moving_mask, *self.lobes())
         return [path for path in given if path is not None]
 
     def lobes(self) -> list[Path]:
-        """Those that are given."""
+        """The lobe files that are given."""
         return [path for path in (self.fixed_lobes, self.moving_lobes) if path is not None]
 
     def inputs(self) -> Inputs:
-        """The files of the case; InputError when they cannot be told."""
+        """The files of the case; InputError if the options do not determine them."""
         if self.fixed is None and self.moving is None:
             if self.fixed_mask or self.moving_mask or self.lobes():
                 raise InputError("--fixed-mask and --moving-mask, or lobes, need --fixed and --moving")
-            from .files.folders import find_inputs  # here: it brings torch, and --help can do without
+            from .files.folders import find_inputs  # here: it imports torch, which --help does not need
 
             return find_inputs(self.input)
         if self.fixed is None or self.moving is None:
@@ -123,7 +125,7 @@ class Options:
 
 
 def parse(arguments: list[str] | None = None) -> Options:
-    """Options from the command line; exits with code 2 and one sentence when they are wrong."""
+    """Options from the command line; an error exits with code 2 and one sentence."""
     parser = _parser(
         "python -m algorithm",
         "Registers a moving to a fixed CT scan of the lungs; writes the displacement field.",
@@ -133,7 +135,7 @@ def parse(arguments: list[str] | None = None) -> Options:
 
 
 def parse_serve(arguments: list[str], program: str = "python -m algorithm serve") -> tuple[Options, int, str]:
-    """The same for what follows ``serve``, the port, and the address of the interface to listen on."""
+    """As `parse`, for the arguments after ``serve``; also the port and the address of the interface to listen on."""
     parser = _parser(
         program,
         "A server that registers --input into --output at each POST /invoke; GET /health says when it is ready.",

@@ -1,10 +1,10 @@
-"""The invoke method of grand-challenge.org: a server that keeps the model loaded from case to case.
+"""The invoke method of grand-challenge.org: a server that keeps the model loaded between cases.
 
 GET /health     200; the socket opens only when the model is loaded
-POST /invoke    201: /input was registered into /output; 422: bad input; 500: a fault. The body says what, in a sentence
+POST /invoke    201: /input was registered into /output; 422: bad input; 500: a fault. The body is a sentence
 
-Requests are answered by threads, cases run in the main thread, one after the other: there SIGTERM can end them with
-an exception, so that they clean up. Source: sagemaker_shim, with which the platform calls the image.
+Threads answer the requests. Cases run in the main thread, one after the other, because there SIGTERM can end them with
+an exception, so that they clean up. Source: sagemaker_shim, through which the platform calls the image.
 """
 
 import gc
@@ -29,13 +29,14 @@ from typing import Any, NamedTuple
 from .errors import InputError, memory_sentence, out_of_memory
 
 PORT = 4743
-"""Where the platform expects the server."""
+"""The port on which the platform expects the server."""
 HOST = "127.0.0.1"
-"""This machine only: whoever reaches the server can make it work. A container says 0.0.0.0; its network guards it."""
+"""Listen on this machine only, because everyone who reaches the server can start work. A container uses 0.0.0.0; its
+network protects it."""
 GRACE_S = 3.0
-"""So long after SIGTERM a case may clean up; the platform kills after 5 s."""
+"""Time after SIGTERM in which a case may clean up; the platform kills the process after 5 s."""
 LONGEST_BODY = 1 << 20
-"""Bytes of a request that are skipped; the platform sends none."""
+"""Maximum number of bytes of a request body that are read and ignored; the platform sends none."""
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,9 @@ class Answer(NamedTuple):
 
 
 def serve(case: Callable[[], None], port: int, host: str = HOST) -> None:
-    """Runs ``case`` at each POST /invoke, until SIGTERM or SIGINT: then the process ends, with exit code 0.
+    """Run ``case`` at each POST /invoke until SIGTERM or SIGINT; then the process ends with exit code 0.
 
-    Port 0 is any that is free; the log says which. InputError when the port cannot be had.
+    Port 0 means any free port; the log names it. InputError if the port is not available.
     """
     leave_on_signals()
     try:
@@ -67,12 +68,12 @@ def serve(case: Callable[[], None], port: int, host: str = HOST) -> None:
             while True:
                 waiting = server.cases.get()
                 waiting.set_result(attempt(case))
-        except SystemExit:  # the case has cleaned up; to take down all of Python and torch may need seconds
+        except SystemExit:  # the case has cleaned up; a full exit of Python and torch may take seconds
             os._exit(0)
 
 
 def attempt(case: Callable[[], None]) -> Answer:
-    """Runs a case; whatever is wrong with it, the next one can follow. Sentences on stderr as `exit_code` has them."""
+    """Run a case; after any error, the next case can follow. Messages on stderr are those of `exit_code`."""
     forget_peak_memory()
     try:
         case()
@@ -88,7 +89,8 @@ def attempt(case: Callable[[], None]) -> Answer:
 
 
 def fault_sentence(error: BaseException) -> str:
-    """What was no user's mistake; with a traceback on stderr when it is none of the system's either."""
+    """The message for an error that is not the user's mistake; with a traceback on stderr unless the system caused
+    it."""
     if out_of_memory(error):
         return memory_sentence(error)
     if not isinstance(error, OSError):
@@ -97,17 +99,18 @@ def fault_sentence(error: BaseException) -> str:
 
 
 def forget_peak_memory() -> None:
-    """Starts the process's peak of resident memory anew, where Linux allows it: each case reports its own."""
+    """Reset the process's peak of resident memory, where Linux allows it, so that each case reports its own peak."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def leave_on_signals() -> None:
-    """SIGTERM and SIGINT raise SystemExit(0) in the main thread; should that take too long, the process ends so."""
+    """Make SIGTERM and SIGINT raise SystemExit(0) in the main thread; if that takes too long, the process ends
+    anyway."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         for other in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(other, signal.SIG_IGN)  # a second one would disturb the cleaning up
+            signal.signal(other, signal.SIG_IGN)  # a second signal would disturb the clean-up
         log.info("%s: leaving", signal.Signals(number).name)
         raise SystemExit(0)
 
@@ -116,8 +119,8 @@ def leave_on_signals() -> None:
         time.sleep(GRACE_S)
         os._exit(0)
 
-    # Python calls `leave` only between two of its own instructions, and a convolution may take seconds. The pipe is
-    # written to at once.
+    # Python calls `leave` only between two Python instructions, and a convolution may take seconds. The pipe is
+    # written immediately.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -127,9 +130,9 @@ def leave_on_signals() -> None:
 
 
 class Server(ThreadingTCPServer):
-    """Listens; ``cases`` are those whose turn has not come yet.
+    """The listening server; ``cases`` is the queue of waiting cases.
 
-    No HTTPServer: that one asks the network for its own name when it starts.
+    It is not an HTTPServer, because that class asks the network for its own name when it starts.
     """
 
     allow_reuse_address = True
@@ -141,25 +144,25 @@ class Server(ThreadingTCPServer):
         self.cases: SimpleQueue[Future[Answer]] = SimpleQueue()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is no fault of the algorithm."""
+        """Only log a broken connection: it is not an error of the algorithm."""
         log.info("%s: %s", client_address[0], sys.exc_info()[1])
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one request, in a thread of its own."""
+    """Answers one request in its own thread."""
 
     server: Server
-    timeout = 10.0  # s that the client may take to send its request
+    timeout = 10.0  # time (s) that the client has to send its request
 
     def do_GET(self) -> None:
-        """Is the model loaded? It is."""
+        """Answer /health: the server listens only when the model is loaded."""
         self._answer(Answer(HTTPStatus.OK, "ready") if self.path == "/health" else self._unknown())
 
     def do_POST(self) -> None:
-        """Waits for its turn, and for the case."""
+        """Answer /invoke: wait for the turn of the case and for its end."""
         length = self.headers.get("Content-Length", "")
         if length.isdecimal():
-            self.rfile.read(min(int(length), LONGEST_BODY))  # unread, it would break the answer's way
+            self.rfile.read(min(int(length), LONGEST_BODY))  # an unread body would break the answer
         self._answer(self._case() if self.path == "/invoke" else self._unknown())
 
     def _case(self) -> Answer:
@@ -179,5 +182,5 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """On stdout like all the rest: the platform takes stderr for warnings."""
+        """Log to stdout like everything else, because the platform treats stderr as warnings."""
         log.info("%s: " + format, self.address_string(), *args)
