@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def run(options: argparse.Namespace) -> None:
-    """All cases, from files to files."""
+    """Evaluate all cases, from input files to output files."""
     cases = find_cases(options.input, options.ground_truth)
     prepare_folder(options.output, RESULTS)
     metrics, landmarks = evaluate(cases, options.output, options.workers)
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> None:
 def write_report(
     metrics: dict[str, Any], landmarks: Any, cases: list[Case], out: Path, images: Path | None = None
 ) -> None:
-    """The page; a fault in a picture does not take the figures with it."""
+    """Write the page. An error in a picture does not lose the figures."""
     try:
         from .report import write_page  # here, or each worker would wait for matplotlib
 
@@ -38,7 +38,7 @@ def write_report(
 
 
 def conclude(metrics: dict[str, Any]) -> None:
-    """Says how many cases failed, on stderr; InputError when none is left."""
+    """Print to stderr how many cases failed; InputError if all failed."""
     failed = [result for result in metrics["results"] if result["error"]]
     if not failed:
         return
@@ -49,7 +49,7 @@ def conclude(metrics: dict[str, Any]) -> None:
 
 
 def parse(arguments: list[str] | None = None, program: str = "python -m evaluation") -> argparse.Namespace:
-    """The command line; exits with code 2 and one sentence when it is wrong."""
+    """Parse the command line; wrong arguments exit with code 2 and one sentence."""
     parser = argparse.ArgumentParser(prog=program, description=__doc__, allow_abbrev=False)
     truth = Path("/opt/ml/input/data/ground_truth")
     parser.add_argument("--input", type=Path, default=Path("/input"), help="predictions.json, or a field per case")
@@ -68,7 +68,7 @@ def _positive(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m evaluation") -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     return exit_code(lambda: run(parse(arguments, program)))
 

@@ -1,6 +1,6 @@
-"""Which displacement field belongs to which ground truth: on grand-challenge.org, and in plain folders.
+"""Finds the displacement field for each ground truth: on grand-challenge.org, and in plain folders.
 
-Every folder in the ground truth is a case, named as the folder. `ground_truth.py` says what it holds.
+Every folder in the ground truth is a case with the name of the folder. `ground_truth.py` describes its content.
 """
 
 import json
@@ -18,13 +18,13 @@ from .images import is_there
 log = logging.getLogger(__name__)
 
 ENDINGS = (*IMAGES, ".npz", *TRANSFORMS)
-"""Of the files that can hold a displacement field."""
+"""Endings of files that can hold a displacement field."""
 SYSTEM = ("lost+found", "__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
-"""Folders that nobody made, and that are no cases."""
+"""Folders that systems create; they are not cases."""
 SOCKET = "displacement-field"
-"""The platform's name for the algorithm's output."""
+"""The platform's name for the output of the algorithm."""
 FOLDER = f"images/{SOCKET}"
-"""Where the algorithm writes it."""
+"""The folder into which the algorithm writes it."""
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,32 @@ class Case:
     """A file; for EMPIRE10 the folder of defX.mhd, defY.mhd and defZ.mhd; None when there is an error."""
     ground_truth: Path
     error: str | None = None
-    """Why there is no field, in one sentence."""
+    """The reason why there is no field, in one sentence."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What predictions.json says about one run of the algorithm."""
+    """The entry of predictions.json for one run of the algorithm."""
 
     pk: str
     succeeded: bool
     status: str
     images: dict[str, str]
-    """The input images' names without their endings, by socket."""
+    """The names of the input images without their endings, by socket."""
     folder: str
-    """Where the displacement field lies below the job's output."""
+    """The folder of the displacement field, below the output of the job."""
 
 
 def find_cases(predictions: Path, ground_truth: Path) -> list[Case]:
-    """The cases of the ground truth, in the order of their names; each with a field, or an error that says why not.
+    """The cases of the ground truth, in the order of their names; each with a field, or the reason why it has none.
 
-    ``predictions`` is the platform's /input when it holds predictions.json: then the field of a job lies at
-    ``<job pk>/output/images/displacement-field/*.mha``, and the job belongs to the case whose ``case.json`` names its
-    images, ``{"fixed": "a.mha", "moving": "b.mha"}``; without case.json, to the case of the fixed image's name, or of
-    that name and ``_fixed``. Endings are not compared: the platform converts what is uploaded.
+    ``predictions`` is the platform's /input if it holds predictions.json. Then the field of a job lies at ``<job
+    pk>/output/images/displacement-field/*.mha``, and the job belongs to the case whose ``case.json`` names its images,
+    ``{"fixed": "a.mha", "moving": "b.mha"}``; without case.json, it belongs to the case that has the name of the fixed
+    image, with or without ``_fixed``. Endings are not compared, because the platform converts uploaded images.
     Otherwise the field of a case is ``<case>/images/displacement-field/*``, ``<case>.mha`` (or another of `ENDINGS`),
-    Learn2Reg's ``disp_<case>.nii.gz`` or ``.npz``, or EMPIRE10's ``<case>/defX.mhd``.
-    InputError when there are no cases, or when nothing belongs to any of them.
+    Learn2Reg's ``disp_<case>.nii.gz`` or ``.npz``, or EMPIRE10's ``<case>/defX.mhd``. InputError if there are no cases,
+    or if none of them has a field.
     """
     folders = _case_folders(ground_truth)
     try:
@@ -98,7 +98,7 @@ def _case_folders(ground_truth: Path) -> list[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Files with one of the endings, hidden ones left out; none when there is no folder."""
+    """Files with one of the endings, without hidden files; none if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if _ending(p.name) and not p.name.startswith(".") and p.is_file())
@@ -113,7 +113,7 @@ def _stem(name: str) -> str:
 
 
 def _only(found: list[Path] | CaseError, place: str) -> Path | CaseError:
-    """The one field, or what is wrong with their number."""
+    """The only field, or an error if there is none or more than one."""
     if isinstance(found, CaseError):
         return found
     if len(found) == 1:
@@ -144,7 +144,7 @@ def _fields_in_folders(root: Path, folders: list[Path]) -> list[Path | CaseError
 
 
 def _fields_in(folder: Path, beside: Sequence[Path] = ()) -> list[Path] | CaseError:
-    """What is in a case's folder, and ``beside`` it."""
+    """The fields in a case's folder, and those ``beside`` it."""
     try:
         empire10 = [folder] if (folder / EMPIRE10[0]).is_file() else []
         return [*beside, *images_in(folder / FOLDER), *empire10]
@@ -200,7 +200,7 @@ def _field_of_job(root: Path, jobs: list[Job]) -> Path | CaseError:
 
 
 def _expected_images(folder: Path) -> dict[str, str] | CaseError | None:
-    """The names in case.json without their endings, by socket; None when there is no such file."""
+    """The names in case.json without their endings, by socket; None if there is no such file."""
     file = folder / "case.json"
     try:
         if not is_there(file):
@@ -231,7 +231,7 @@ def _read_jobs(file: Path) -> list[Job]:
 
 
 def _job(file: Path, number: int, entry: Any) -> Job:
-    """One entry; InputError that says what it lacks."""
+    """One entry; the InputError names what is missing."""
     lists = [entry.get("inputs"), entry.get("outputs") or []] if isinstance(entry, dict) else [None]
     if not all(isinstance(part, list) for part in lists):
         raise InputError(f"{file}: entry {number} is no job with a pk and lists of inputs and outputs")

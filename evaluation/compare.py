@@ -1,13 +1,13 @@
-"""Is one evaluation better than others? Paired tests over the cases, as in Tables 1 and 2 of Hering et al. 2021.
+"""Compares an evaluation with others by paired tests over the cases, as in Tables 1 and 2 of Hering et al. 2021.
 
     python -m evaluation.compare OURS/metrics.json THEIRS/metrics.json [MORE/metrics.json ...]
 
 The first evaluation is compared with each of the others, case by case: one-sided Wilcoxon signed-rank tests in both
 directions, with Bonferroni's correction. A case is one observation, represented by the mean over its landmarks or
-labels: the landmarks of a case move together, so that testing them one by one would overstate the evidence.
+labels. The landmarks of a case move together, so testing them one by one would overstate the evidence.
 
-Where cases failed there are two tables: over all cases, a failed one as what it counts as (without registration, or as
-it came out where that is worse; see `failures.py`), so that failing does not pay; and over those that both did.
+If cases failed, there are two tables. The first covers all cases; a failed case has the value without registration, or
+its own value if that is worse (see `failures.py`), so that a failure is no advantage. The second covers the cases that
 """
 
 import argparse
@@ -26,34 +26,34 @@ from .quantities import QUANTITIES, Quantity, counted_values, read_metrics, wors
 from .tables import all_or_nothing, prepare_file, prepare_folder, read_landmark_errors, write_text
 
 LEVELS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-"""Of significance, as in the paper."""
+"""Levels of significance, as in the paper."""
 MOST_EXACT = 500
-"""Cases; with more, exactness takes seconds and changes nothing."""
+"""Maximum number of cases for the exact test; with more, it takes seconds and gives the same result."""
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """What the differences between the two values of n cases say."""
+    """The result of the test on the differences between the two values of n cases."""
 
     cases: int
     median_difference: float
-    """Of first - second, in the quantity's unit."""
+    """The median of first - second, in the unit of the quantity."""
     rank_biserial: float
-    """(W₊ - W₋) / (W₊ + W₋), from -1 to 1: positive where the first is better; 0 when nothing differs."""
+    """(W₊ - W₋) / (W₊ + W₋), from -1 to 1: positive if the first is better; 0 if nothing differs."""
     p_first: float
-    """One-sided, not corrected: for "the first is better"."""
+    """One-sided p, not corrected, for "the first is better"."""
     p_second: float
-    """The same for "the second is better"."""
+    """One-sided p, not corrected, for "the second is better"."""
     smallest_p: float
-    """2^-n for n cases that differ: what `p_first` is when the first is better in all of them."""
+    """2^-n for n cases that differ: the value of `p_first` if the first is better in all of them."""
 
 
 def paired_test(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], higher_is_better: bool) -> PairedTest:
     """Wilcoxon's signed-rank test over n ≥ 1 cases, in both directions.
 
-    Differences that only rounding makes (below 1e-9) are zero. Cases without a difference are left out of the ranks
-    (Wilcoxon 1945), ties have their mean rank. p is exact, also with ties, up to `MOST_EXACT` cases that differ; from
-    there on asymptotic.
+    Differences below 1e-9 come from rounding and count as zero. Cases without a difference get no rank (Wilcoxon 1945);
+    ties get their mean rank. p is exact, also with ties, up to `MOST_EXACT` cases that differ; for more cases it is
+    asymptotic.
     """
     if not len(first):
         raise ValueError("no cases to test, expected at least one")
@@ -73,9 +73,10 @@ def paired_test(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"],
 
 
 def _exact_p(ranks: Float[np.ndarray, " n"], positive: Bool[np.ndarray, " n"]) -> tuple[float, float]:
-    """P(W₊ ≥ the one seen) and P(W₊ ≤ it) when every rank counts or not by the toss of a coin.
+    """P(W₊ ≥ observed) and P(W₊ ≤ observed) if each rank is added with probability 1/2.
 
-    Rank by rank, the chance of every sum so far; in half ranks, as mean ranks of ties may be.
+    The probability of every sum is updated rank by rank. Sums are in half ranks, because mean ranks of ties can be
+    halves.
     """
     halves = np.rint(2 * ranks).astype(int)
     chance = np.zeros(halves.sum() + 1)
@@ -101,7 +102,7 @@ class Evaluation:
 
     name: str
     results: dict[str, dict[str, Any]]
-    """By case."""
+    """The results of the cases, by name."""
 
     @property
     def failed(self) -> list[str]:
@@ -111,7 +112,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity of two evaluations, over the cases that both have."""
+    """One quantity of two evaluations, over the cases that both have."""
 
     quantity: Quantity
     first: np.ndarray
@@ -126,13 +127,13 @@ class Comparison:
     first: Evaluation
     second: Evaluation
     rows: list[Row]
-    """Over the cases that succeeded in both."""
+    """Rows over the cases that succeeded in both."""
     all_rows: list[Row]
-    """Over all cases, the failed ones as what they count as; empty when these are the same."""
+    """Rows over all cases, with the counted values of failed ones; empty if no case failed."""
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """A row for each quantity that ranks methods and that both evaluations have, in at least one case."""
+    """One row per quantity that ranks methods and that both evaluations have in at least one case."""
     common = [name for name in first.results if name in second.results]
     ours, theirs = ([evaluation.results[name] for name in common] for evaluation in (first, second))
     ranking = [quantity for quantity in QUANTITIES if quantity.better]
@@ -146,7 +147,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def _row(quantity: Quantity, first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> Row | None:
-    """Over the cases where neither is NaN; None when there is none."""
+    """The row over the cases where neither value is NaN; None if there is no such case."""
     both = ~(np.isnan(first) | np.isnan(second))
     if not both.any():
         return None
@@ -155,7 +156,7 @@ def _row(quantity: Quantity, first: Float[np.ndarray, " n"], second: Float[np.nd
 
 
 def number_of_tests(comparisons: Sequence[Comparison]) -> int:
-    """By which Bonferroni's correction multiplies: two directions for every row of every table."""
+    """The factor of Bonferroni's correction: two directions for every row of every table."""
     return 2 * sum(len(comparison.rows) + len(comparison.all_rows) for comparison in comparisons)
 
 
@@ -163,7 +164,7 @@ def number_of_tests(comparisons: Sequence[Comparison]) -> int:
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
-    """A table per comparison, and what its numbers mean."""
+    """One table per comparison, and an explanation of its numbers."""
     tests = number_of_tests(comparisons)
     if not tests:
         raise InputError("the evaluations have no quantity of any case in common, expected the same cases in them")
@@ -199,7 +200,7 @@ def _cells(row: Row, tests: int) -> list[str]:
 
 
 def _dice30(row: Row) -> list[str]:
-    """The mean over the 30 % worst cases of each; not the same cases, so there is nothing to pair."""
+    """The mean over the 30 % worst cases of each evaluation. These are not the same cases, so they cannot be paired."""
     worst = [worst30(values, low_is_bad=True) for values in (row.first, row.second)]
     means = [f"{v.mean():.{row.quantity.digits}f} ± {v.std():.{row.quantity.digits}f}" for v in worst]
     return ["Dice30", "higher", str(len(worst[0])), *means, *["–"] * 4]
@@ -211,7 +212,7 @@ def _p(p: float) -> str:
 
 
 def _case_notes(comparison: Comparison) -> list[str]:
-    """Who is missing where."""
+    """Notes on cases that are missing in one evaluation."""
     pair = (comparison.first, comparison.second)
     notes = []
     for one, other in (pair, pair[::-1]):
@@ -232,7 +233,7 @@ def _case_notes(comparison: Comparison) -> list[str]:
 
 
 def _power_notes(comparison: Comparison, tests: int) -> list[str]:
-    """Where n is too small for any result to be significant."""
+    """Notes on comparisons in which n is too small for any result to be significant."""
     rows = comparison.all_rows or comparison.rows
     weak = [row for row in rows if row.test.smallest_p * tests >= 0.05 and row.test.smallest_p < 1]
     same = [row.quantity.name for row in rows if row.test.smallest_p == 1]
@@ -262,7 +263,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that cannot break a table."""
+    """Text escaped for a table cell."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -270,7 +271,7 @@ def _cell(text: str) -> str:
 
 
 def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Evaluation]:
-    """The evaluations, named as told or as their folders, with a number where folders have the same name."""
+    """The evaluations, with the given names or those of their folders; equal folder names get a number."""
     if names is not None and len(names) != len(paths):
         raise InputError(f"{len(names)} names for {len(paths)} evaluations, expected one for each")
     given = list(names) if names is not None else [path.resolve().parent.name or path.stem for path in paths]
@@ -282,9 +283,10 @@ def load(paths: Sequence[Path], names: Sequence[str] | None = None) -> list[Eval
 
 
 def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], folder: Path) -> None:
-    """tre.png (Fig. 7 of the paper) and dice.png, asd_mm.png, hd_mm.png (Fig. 5), where there is something to draw.
+    """tre.png (Fig. 7 of the paper) and dice.png, asd_mm.png, hd_mm.png (Fig. 5), if there are data.
 
-    Of the cases that worked in all evaluations; landmarks are in the landmarks.csv beside each metrics.json.
+    They show the cases that succeeded in all evaluations; landmarks are read from landmarks.csv beside each
+    metrics.json.
     """
     from .pictures import box_plots, cumulative_errors, values_by_label
 
@@ -304,7 +306,7 @@ def write_pictures(paths: Sequence[Path], evaluations: Sequence[Evaluation], fol
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with code 2 and one sentence when it is wrong."""
+    """Parse the command line; wrong arguments exit with code 2 and one sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.compare",
         description=__doc__,
@@ -322,7 +324,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """From files to a table and pictures."""
+    """Compare evaluations, from files to a table and pictures."""
     first, *others = evaluations = load(options.metrics, options.names)
     text = markdown([compare(first, other) for other in others])
     if options.out:
@@ -336,7 +338,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     return exit_code(lambda: run(parse(arguments)))
 
 

@@ -1,9 +1,9 @@
 """Converts a displacement field between formats: ``python -m evaluation.convert FIELD OUT``.
 
-FIELD and OUT are files, or EMPIRE10 folders; what they are, their names say (see `fields.py`). FIELD may also be the
-folder that a registration wrote its results into. OUT disp_*.nii.gz or *.npz is Learn2Reg's, a name without an ending
-an EMPIRE10 folder, *.h5, *.hdf5 and *.tfm ITK's transform, *.txt a parameter file for transformix, any other ITK's
-image, which ANTs takes as a warp; ``--to`` says otherwise.
+FIELD and OUT are files, or EMPIRE10 folders; their names determine the format (see `fields.py`). FIELD may also be the
+result folder of a registration. OUT is in Learn2Reg's format for disp_*.nii.gz and *.npz, an EMPIRE10 folder for a name
+without an ending, ITK's transform for *.h5, *.hdf5 and *.tfm, a parameter file for transformix for *.txt, and otherwise
+ITK's image, which ANTs reads as a warp. ``--to`` selects another format.
 """
 
 import argparse
@@ -37,16 +37,16 @@ NAMES = {
     "nifti": (".nii.gz", ".nii"),
     "transformix": (".txt",),
 }
-"""How the names of files in a format end."""
+"""The endings of file names, by format."""
 
 
 def main(arguments: list[str] | None = None, program: str = "python -m evaluation.convert") -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     return exit_code(lambda: convert(_parser(program).parse_args(arguments)))
 
 
 def convert(options: argparse.Namespace) -> None:
-    """CaseError and InputError for what the user can put right."""
+    """Convert a field; CaseError and InputError for mistakes that the user can correct."""
     out: Path = options.out
     kind = options.to or _kind(out)
     _check_name(out, kind)
@@ -70,7 +70,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def _field(options: argparse.Namespace, fixed: Grid | None, moving: Grid | None) -> tuple[sitk.Image, Grid | None]:
-    """The field, and the grid that it leads to, where that is known."""
+    """The field, and the moving grid if it is known."""
     if not is_result(options.field):
         if options.inverse:
             raise InputError("--inverse: expected the folder of a result in place of a field")

@@ -1,4 +1,4 @@
-"""The two exceptions, what spoils one case and what spoils the whole run; their sentences, and the exit codes."""
+"""The two exceptions, for an error of one case and for an error of the whole run; their messages and the exit codes."""
 
 import sys
 from collections.abc import Callable
@@ -6,28 +6,28 @@ from pathlib import Path
 
 
 class CaseError(ValueError):
-    """This case cannot be evaluated: one sentence with what came and what was expected. The others go on."""
+    """This case cannot be evaluated; one sentence says what came and what was expected. The other cases continue."""
 
 
 class InputError(ValueError):
-    """Bad arguments or nothing to evaluate: one sentence with what came and what was expected. Exit code 2."""
+    """Bad arguments, or nothing to evaluate; one sentence says what came and what was expected. Exit code 2."""
 
 
 def printable(text: str) -> str:
-    """Bytes of a file's name that are not UTF-8 become escapes."""
+    """The text, with escapes for bytes of file names that are not UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def short(path: Path) -> str:
-    """The file with its folder, as a sentence names it."""
+    """The name of the file with its folder, for messages."""
     return printable("/".join(path.parts[-2:]))
 
 
 def exit_code(job: Callable[[], None]) -> int:
-    """Runs a command line's job: 0 done; 2 bad input, 1 a fault, with a sentence on stderr."""
+    """Run a command's job and return 0 for done, 2 for bad input, 1 for a fault; errors print a sentence to stderr."""
     try:
         job()
-    except (InputError, CaseError) as error:  # a command for a single case is at its end, too
+    except (InputError, CaseError) as error:  # a command for a single case ends here, too
         print(error, file=sys.stderr)
         return 2
     except (OSError, MemoryError) as error:

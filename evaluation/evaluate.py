@@ -1,4 +1,4 @@
-"""A case → all cases → the folder of results. The metrics themselves are in the files of their names."""
+"""Evaluates one case, then all cases, and writes the output folder. Each metric has its own module."""
 
 import logging
 import math
@@ -44,11 +44,11 @@ SUMMARY: dict[str, Callable[[np.ndarray], Any]] = {
     "p95": lambda values: np.percentile(values, 95),
     "max": np.max,
 }
-"""Of a case's landmark errors. The standard deviation divides by n."""
+"""Statistics of a case's landmark errors. The standard deviation divides by n."""
 LOW_IS_BAD = ("dice", "jacobian_min")
 LANDMARKS = ("case", "landmark", "fixed_x", "fixed_y", "fixed_z", "moving_x", "moving_y", "moving_z", *TRE)
 BYTES_PER_VOXEL = 40
-"""Of memory for a case, per voxel of the largest of field and labels: measured 28, and a reserve."""
+"""Memory for a case, per voxel of the largest of field and labels: measured 28, plus a reserve."""
 
 
 # --- one case --------------------------------------------------------------------------------------------------------
@@ -57,11 +57,10 @@ BYTES_PER_VOXEL = 40
 def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
     """The case's entry in metrics.json, and its landmarks (mm, numbered from 1).
 
-    What there is no ground truth for is None, as is a label that only one scan has. When anything of the case is
-    missing or broken, or a label has no voxels left after the warp, all is None but ``error`` and ``counted``: a case
-    counts in full, or it counts as failed. ``counted`` has a value for each quantity, which stands for the case where
-    all cases are counted: its own, or what a failed case counts as (`failures.py`). ``remarks`` are sentences on what
-    is odd (`remarks.py`).
+    Values without ground truth are None, and so is a label that only one scan has. If a file of the case is missing or
+    broken, or a label has no voxels after the warp, everything except ``error`` and ``counted`` is None: a case counts
+    in full, or it counts as failed. ``counted`` has one value per quantity for statistics over all cases: the value of
+    the case, or that of a failed case (`failures.py`). ``remarks`` are sentences on unusual findings (`remarks.py`).
     """
     try:
         truth, field = read_case(case)
@@ -81,7 +80,7 @@ def evaluate_case(case: Case) -> tuple[Result, pd.DataFrame]:
 
 
 def read_case(case: Case) -> tuple[GroundTruth, sitk.Image]:
-    """The ground truth and the field (mm, LPS). CaseError when anything of them is missing or broken."""
+    """The ground truth and the field (mm, LPS). CaseError if one of the files is missing or broken."""
     if case.error or case.field is None:
         raise CaseError(case.error or "there is no displacement field")
     try:
@@ -92,7 +91,8 @@ def read_case(case: Case) -> tuple[GroundTruth, sitk.Image]:
 
 
 def failed_result(case: str, error: str, counted: dict[str, float | None] | None = None) -> Result:
-    """The entry of a case that could not be evaluated: one sentence that says why, and what it counts as."""
+    """The entry of a case that could not be evaluated: one sentence with the reason, and the values that it counts
+    with."""
     tre = {name: dict.fromkeys(SUMMARY) for name in TRE}
     by_label = {name: {"mean": None} for name in BY_LABEL}
     ends = {"counted": nothing_counted() if counted is None else counted, "remarks": [], "error": error}
@@ -124,7 +124,8 @@ def _summary(values: Float[np.ndarray, " n"]) -> dict[str, float | None]:
 
 
 def _label_metrics(field: sitk.Image, truth: GroundTruth) -> Result:
-    """Per metric: the value of each label, by its number, and their mean; None for those that only one scan has."""
+    """For each metric, the value of each label, by its number, and their mean; None for labels that only one scan
+    has."""
     values: dict[str, dict[str, float | None]] = {name: {} for name in BY_LABEL}
     if truth.fixed_labels is None or truth.moving_labels is None:
         return {name: {"mean": None} for name in BY_LABEL}
@@ -165,10 +166,10 @@ def _check_finite(result: Result) -> None:
 
 
 def aggregate(results: Sequence[Result]) -> dict[str, Any]:
-    """Each metric's statistics over the cases that have it: their number n, mean, std (dividing by n), median, min,
+    """Statistics of each metric over the cases that have it: their number n, mean, std (dividing by n), median, min,
     max, and worst30, the mean of the 30 % worst cases (rounded up; Dice30 of section 4.5 in Hering et al. 2021).
 
-    A case stands for one value: of landmarks and labels, their mean. ``failed`` cases are in none of them.
+    Each case gives one value; for landmarks and labels, it is their mean. ``failed`` cases are not included.
     """
     aggregates: dict[str, Any] = {}
     for quantity in QUANTITIES:
@@ -179,7 +180,7 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def aggregate_all(results: Sequence[Result]) -> dict[str, Any]:
-    """As `aggregate`, over all cases: the ``failed`` ones, too, as what they count as (`failures.py`)."""
+    """As `aggregate`, over all cases, including the ``failed`` ones with their counted values (`failures.py`)."""
     aggregates: dict[str, Any] = {}
     for quantity in QUANTITIES:
         (values,) = counted_values(quantity, results)
@@ -200,9 +201,10 @@ def _statistics(values: Float[np.ndarray, " n"], low_is_bad: bool) -> dict[str, 
 
 
 def evaluate(cases: Sequence[Case], out: Path, workers: int | None = None) -> tuple[Result, pd.DataFrame]:
-    """Evaluates the cases side by side; metrics.json, cases.csv and landmarks.csv into ``out``, in the cases' order.
+    """Evaluate the cases in parallel and write metrics.json, cases.csv and landmarks.csv to ``out``, in the order of
+    the cases.
 
-    As many workers as there are cores and memory for, when not told. Returns what metrics.json and landmarks.csv hold.
+    By default, cores and memory determine the number of workers. Returns the content of metrics.json and landmarks.csv.
     """
     if workers is None:
         workers = workers_for(max(map(_case_bytes, cases)), len(cases))
@@ -223,12 +225,12 @@ def evaluate(cases: Sequence[Case], out: Path, workers: int | None = None) -> tu
     landmarks = pd.concat(tables, ignore_index=True) if tables else _no_landmarks()
     write_csv(out / "cases.csv", cases_table(results))
     write_csv(out / "landmarks.csv", landmarks)
-    write_json(out / "metrics.json", metrics)  # last: it says that all is there
+    write_json(out / "metrics.json", metrics)  # last: its presence means that all files are complete
     return metrics, landmarks
 
 
 def _without_field(case: Case, error: str) -> tuple[Result, pd.DataFrame]:
-    """What a case counts as whose evaluation went down, again in a process of its own."""
+    """The counted values of a case whose evaluation crashed, computed again in a separate process."""
     for _, outcome in each(evaluate_case, [replace(case, field=None, error=error)], 1):
         if not isinstance(outcome, Exception):
             return outcome
@@ -236,7 +238,7 @@ def _without_field(case: Case, error: str) -> tuple[Result, pd.DataFrame]:
 
 
 def _line(result: Result) -> str:
-    """A result in a line for the log."""
+    """A result as one line for the log."""
     if result["error"]:
         return f"{result['case']}: failed: {result['error']}"
     figures = {"TRE %.2f mm": result["tre_mm"]["mean"], "Dice %.3f": result["dice"]["mean"]}
@@ -246,7 +248,7 @@ def _line(result: Result) -> str:
 
 
 def _case_bytes(case: Case) -> int:
-    """An estimate of the memory that a case takes, from the headers of its images; 0 for what cannot be read."""
+    """An estimate of the memory for a case, from the headers of its images; unreadable images count as 0."""
     try:
         files = [*images_in(case.ground_truth)]
         if case.field is not None:
@@ -261,7 +263,7 @@ def _voxels(path: Path) -> int:
         if path.name.endswith(".npz"):
             return math.prod(npz_header(path)[0]) // 3
         if is_transform(path):
-            return path.stat().st_size // 12  # float64 vectors; here they are there twice
+            return path.stat().st_size // 12  # float64 vectors, which are twice in memory here
         return math.prod(open_image(path).GetSize()[:3])
     except (OSError, RuntimeError, ValueError, BadZipFile):
         return 0

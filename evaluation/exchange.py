@@ -1,4 +1,4 @@
-"""Displacement fields for programs that take no ITK image of vectors: NIfTI's own vectors, and transformix."""
+"""Displacement fields for programs that do not read ITK images of vectors: NIfTI's own vectors, and transformix."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ TO_RAS = np.diag([-1.0, -1.0, 1.0])
 
 
 def write_nifti_vectors(field: sitk.Image, path: Path) -> None:
-    """As NIfTI defines displacements: five axes, intent 1006, mm along RAS. For nitransforms, FSL's and other readers
-    that keep to the standard; ITK and ANTs mean LPS by their vectors (`write_itk`)."""
+    """Write the field as NIfTI defines displacements: five axes, intent 1006, mm along RAS. It is for nitransforms, FSL
+    and other readers that follow the standard; vectors of ITK and ANTs are in LPS (`write_itk`)."""
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = TO_RAS @ axes_of(field), TO_RAS @ field.GetOrigin()
     lps = sitk.GetArrayViewFromImage(field)
@@ -30,8 +30,8 @@ def write_nifti_vectors(field: sitk.Image, path: Path) -> None:
 
 
 def write_transformix(field: sitk.Image, path: Path, to: Path) -> None:
-    """A parameter file of elastix that names the field, ``<name>_field.mha`` beside it; the moving image is resampled
-    onto the field's grid. ``to``: where both come to lie in the end."""
+    """Write a parameter file for elastix that names the field, ``<name>_field.mha`` beside it. It resamples the moving
+    image onto the grid of the field. ``to``: the final folder of both files."""
     name = f"{path.stem}_field.mha"
     write_itk(field, path.with_name(name))
     direction = np.array(field.GetDirection()).reshape(3, 3)

@@ -1,9 +1,9 @@
-"""What a failed case counts as where all cases are counted, so that failing on a hard case does not pay.
+"""The values of a failed case in statistics over all cases, so that failing on a hard case is no advantage.
 
-Landmarks and labels count as if nothing had been registered (displacement zero), or as they came out where that is
-worse: a landmark's error, a label's overlap and its surfaces. The field's folding counts as it is, or 100 % where there
-is no field that can be read; SDlogJ then as the worst that any compared case has (`counted_values`). What a method has
-no part in, a ground truth that cannot be used, counts nowhere.
+Landmarks and labels have the values without registration (displacement zero), or their own values if these are worse:
+the error of each landmark, the overlap and the surfaces of each label. Folding has its own value, or 100 % without a
+readable field; SDlogJ is then the worst value of any compared case (`counted_values`). A case whose ground truth cannot
+be used is not counted, because this is not the method's fault.
 """
 
 import numpy as np
@@ -23,12 +23,12 @@ JACOBIAN = ("folding_percent", "folding_percent_all", "jacobian_min", "jacobian_
 
 
 def nothing_counted() -> dict[str, float | None]:
-    """The entry of a case that counts nowhere."""
+    """The entry of a case that is not counted."""
     return {quantity.key: None for quantity in QUANTITIES}
 
 
 def counted_as_failed(case: Case) -> dict[str, float | None]:
-    """The values, by quantity, of a case that failed; None for what there is no ground truth for."""
+    """The counted values of a failed case, by quantity; None where there is no ground truth."""
     counted = nothing_counted()
     try:
         truth = read_ground_truth(case.ground_truth)
@@ -72,7 +72,7 @@ def _own_errors(
 
 
 def _labels(field: sitk.Image | None, truth: GroundTruth) -> dict[str, float | None]:
-    """The means over the labels; of each label, the worse of the values before and after."""
+    """The means over the labels, with the worse of the values before and after for each label."""
     fixed, moving = truth.fixed_labels, truth.moving_labels
     if fixed is None or moving is None:
         return {}
@@ -91,7 +91,7 @@ def _labels(field: sitk.Image | None, truth: GroundTruth) -> dict[str, float | N
 
 
 def _apart(x: np.ndarray, fixed: sitk.Image, y: np.ndarray, moving: sitk.Image) -> SurfaceDistances | None:
-    """Between two masks as they lie in the world, each on its own grid: also where neither sees the other."""
+    """Distances between two masks in world coordinates, each on its own grid, also if these grids do not overlap."""
     points = [surface_points(m, axes_of(grid)) + grid.GetOrigin() for m, grid in ((x, fixed), (y, moving))]
     return distances_between(*points)
 

@@ -1,16 +1,16 @@
-"""Displacement fields from files, and into the formats of the challenges.
+"""Reads displacement fields from files, and writes them in the formats of the challenges.
 
-Inside there is one kind: a 3-D `sitk.Image` of three float32 components, u in mm along the world axes (LPS), on a grid
-in the world of the fixed image; x_moving = x_fixed + u(x_fixed). The files:
+In memory, a field is a 3-D `sitk.Image` of three float32 components: u in mm along the world axes (LPS), on a grid
+in fixed world coordinates; x_moving = x_fixed + u(x_fixed). The files:
 
 ===================================  ==================================================================================
 ``.mha .mhd .nrrd``                  u itself: 3-D with three components (ITK), or 4-D scalar with 3 as the last size
                                      (grand-challenge)
-``.nii .nii.gz``                     [x y z 1 3] or [x y z 3], in the world that the header says: LPS or RAS, see
+``.nii .nii.gz``                     [x y z 1 3] or [x y z 3]; the header says LPS or RAS, see
                                      `_nifti_signs`
 ``disp_*.nii.gz``, ``.npz``          Learn2Reg: (X, Y, Z, 3) or (3, X, Y, Z), components along the index axes in voxels:
-                                     index_moving = index_fixed + v; the grids are not in the file. ``.npz`` also at
-                                     half the resolution: (3, X/2, Y/2, Z/2), still in voxels of the whole one
+                                     index_moving = index_fixed + v; the file has no grids. ``.npz`` also at
+                                     half resolution: (3, X/2, Y/2, Z/2), still in voxels of the full one
 ``.h5 .hdf5 .tfm``                   ITK's transforms: a displacement field with its own grid, or a composite of fields
                                      and affine parts, which is sampled on the fixed grid
 folder of ``defX defY defZ .mhd``    EMPIRE10: one scalar image per component, mm along the axes of the fixed image
@@ -35,15 +35,16 @@ from .images import ENDINGS, Grid, open_image, place, read_image, read_voxels
 
 EMPIRE10 = ("defX.mhd", "defY.mhd", "defZ.mhd")
 TRANSFORMS = (".h5", ".hdf5", ".tfm")
-"""Of ITK's transform files."""
+"""Endings of ITK's transform files."""
 DISPVECT, VECTOR = 1006, 1007
-"""NIfTI's intents that say "displacement vectors" and "vectors"."""
+"""The intents of NIfTI for "displacement vectors" and "vectors"."""
 MM_AND_SECONDS = 10
-"""What ITK writes into NIfTI's xyzt_units."""
+"""The value that ITK writes into NIfTI's xyzt_units."""
 MOST_MM = 10_000.0
-"""A longer displacement is no displacement of a chest in mm, and its determinant may leave the range of float32."""
+"""Maximum length of a displacement: a longer one cannot be the motion of a chest in mm, and its determinant may exceed
+the range of float32."""
 SLAB = 8
-"""Slices that are worked on at a time: some tens of MB at 512 × 512."""
+"""Number of slices that are processed at a time: some tens of MB at 512 × 512."""
 
 Matrix = Float[np.ndarray, "3 3"]
 
@@ -54,11 +55,11 @@ Matrix = Float[np.ndarray, "3 3"]
 def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None) -> sitk.Image:
     """The displacement field (mm, LPS) of a file, or of an EMPIRE10 folder.
 
-    Learn2Reg files need ``fixed``, the fixed grid; ``moving`` is the moving one, by default the same. An EMPIRE10 field
-    lies on ``fixed`` when given, else where its headers say. Transforms that are more than a field are sampled on
-    ``fixed``, or else on the grid of the last field in them. The others have their own grid, which need not be the
-    fixed one. CaseError when the file is missing, damaged, of another kind, does not say what its vectors are, or holds
-    values that are not finite or over `MOST_MM`.
+    Learn2Reg files need ``fixed``, the fixed grid; ``moving`` is the moving grid, by default the same. An EMPIRE10
+    field lies on ``fixed`` if given, else on the grid of its headers. Transforms that are more than a field are sampled
+    on ``fixed``, or else on the grid of their last field. Other files have their own grid, which may differ from the
+    fixed one. CaseError if the file is missing, damaged, or of another kind, does not define its vectors, or holds
+    values that are not finite or exceed `MOST_MM`.
     """
     try:
         if path.is_dir() or path.name in EMPIRE10:
@@ -80,23 +81,23 @@ def read_field(path: Path, fixed: Grid | None = None, moving: Grid | None = None
 
 
 def is_learn2reg(path: Path) -> bool:
-    """Whether the name says Learn2Reg: disp_….nii.gz, or any .npz."""
+    """Whether the name is one of Learn2Reg's: disp_….nii.gz, or any .npz."""
     return path.name.endswith(".npz") or (path.name.startswith("disp_") and path.name.endswith(".nii.gz"))
 
 
 def is_transform(path: Path) -> bool:
-    """Whether the name says ITK's transform."""
+    """Whether the name is that of an ITK transform."""
     return path.name.endswith(TRANSFORMS)
 
 
 def axes_of(image: Grid) -> Matrix:
-    """World mm per index step, direction · diag(spacing): columns are the steps along x, y and z."""
+    """World mm per index step, direction · diag(spacing): the columns are the steps along x, y and z."""
     axes: Matrix = _direction(image) * image.GetSpacing()
     return axes
 
 
 def same_grid(a: Grid, b: Grid) -> bool:
-    """Whether two 3-D images have the same voxels, up to a thousandth of one anywhere."""
+    """Whether two 3-D images have the same voxel positions, up to a thousandth of a voxel everywhere."""
     last = np.array([*a.GetSize()]) - 1
     corners = np.array(list(np.ndindex(2, 2, 2))) * last
     shift = np.array(a.GetOrigin()) - b.GetOrigin() + corners @ (axes_of(a) - axes_of(b)).T
@@ -105,7 +106,8 @@ def same_grid(a: Grid, b: Grid) -> bool:
 
 
 def _read_itk(path: Path) -> sitk.Image:
-    """Vectors, or scalars with a fourth axis: those component by component, which halves the memory."""
+    """Read vectors, or scalars with a fourth axis. The latter are read component by component, which halves the
+    memory."""
     reader = _open(path)
     if _is_nifti(path):
         return _read_nifti(path, reader)
@@ -126,7 +128,8 @@ def _read_itk(path: Path) -> sitk.Image:
 
 
 def _read_nifti(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
-    """The signs by the header, which nibabel tells whole. Of vectors with intent 1006 `read_voxels` has turned them."""
+    """Read a NIfTI field with signs from the header, all of which nibabel reads. `read_voxels` has already turned
+    vectors with intent 1006."""
     header = load_nifti(path).header
     assert isinstance(header, Nifti1Header)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
@@ -145,11 +148,11 @@ def _read_nifti(path: Path, reader: sitk.ImageFileReader) -> sitk.Image:
 
 
 def _nifti_signs(path: Path, header: Nifti1Header, axes: int) -> Float[np.ndarray, " 3"]:
-    """What takes the stored components to LPS; CaseError where the header does not say what they are.
+    """The factors that turn the stored components to LPS; CaseError if the header does not define them.
 
     RAS mm: intent 1006 (DISPVECT), as NIfTI defines it; intent 1007 (VECTOR) in four axes, which ITK does not write;
     NiftyReg's displacements. LPS mm: intent 1007 in five axes from ITK, ANTs or greedy, which also write qform_code 1
-    and units of mm and s; software that keeps NIfTI's own world does not leave this mark by itself.
+    and units of mm and s; software that uses NIfTI's own world coordinates does not write these values by default.
     """
     intent, name = int(header["intent_code"]), header["intent_name"].item().decode("latin-1").strip("\0 ")
     by_itk = int(header["qform_code"]) == 1 and int(header["xyzt_units"]) == MM_AND_SECONDS
@@ -173,7 +176,7 @@ def _is_nifti(path: Path) -> bool:
 
 
 def _read_transform(path: Path, fixed: Grid | None) -> sitk.Image:
-    """A lone field is taken as it is; anything else is sampled, outside of its fields as ITK does."""
+    """A single field is used unchanged; any other transform is sampled, outside its fields as ITK does."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # SimpleITK would end the process
@@ -202,7 +205,8 @@ def _is_field(transform: sitk.Transform) -> bool:
 
 
 def _parts(transform: sitk.Transform) -> list[sitk.Transform]:
-    """The transforms in a composite, those within others too, the one applied last first; or the only one."""
+    """The transforms in a composite and in nested composites, in reverse order of application; or the only
+    transform."""
     if transform.GetTransformEnum() != sitk.sitkComposite:
         return [transform]
     composite = sitk.CompositeTransform(transform)
@@ -236,7 +240,7 @@ def _read_learn2reg(path: Path, fixed: Grid | None, moving: Grid | None) -> sitk
 
 
 def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
-    """As nibabel gives it; vectors are refused, as their sign depends on what the header intends."""
+    """The array as nibabel reads it; vectors are rejected, because their sign depends on the intent in the header."""
     reader = _open(path)
     intent = reader.GetMetaData("intent_code")
     if intent in (str(DISPVECT), str(VECTOR)):
@@ -254,7 +258,7 @@ def _four_axes_array(path: Path) -> Shaped[np.ndarray, "a b c d"]:
 
 
 def npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the only array in a .npz file, without its values. ValueError when it is no array."""
+    """Shape and type of the only array in a .npz file, without its values. ValueError if it is not an array."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if len(names) != 1:
@@ -267,7 +271,7 @@ def npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _only_array(path: Path, size: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
-    """Its shape is looked at before its values are read."""
+    """The only array of the file; its shape is checked before its values are read."""
     _check_shape(path, *npz_header(path), size)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         array: np.ndarray = arrays[arrays.files[0]]
@@ -275,10 +279,10 @@ def _only_array(path: Path, size: tuple[int, ...]) -> Shaped[np.ndarray, "..."]:
 
 
 def _half(size: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape of Learn2Reg's arrays at half the resolution; None where it cannot be halved.
+    """The shape of Learn2Reg's arrays at half the resolution; None if it cannot be halved.
 
-    Its evaluation enlarges them by `scipy.ndimage.zoom` of second order, corner to corner, and leaves the values: they
-    are in voxels of the whole resolution.
+    The evaluation of Learn2Reg enlarges them with `scipy.ndimage.zoom` of second order, corner to corner. It keeps the
+    values, because they are in voxels of the full resolution.
     """
     return None if any(n % 2 for n in size) else (3, *(n // 2 for n in size))
 
@@ -322,26 +326,27 @@ def _check_values(path: Path, field: Float[np.ndarray, "z y x 3"]) -> None:
 
 
 def write_itk(field: sitk.Image, path: Path) -> None:
-    """As a 3-D image of vectors, which ITK, ANTs, elastix and 3D Slicer read."""
+    """Write a 3-D image of vectors, which ITK, ANTs, elastix and 3D Slicer read."""
     sitk.WriteImage(field, str(path))
 
 
 def write_transform(field: sitk.Image, path: Path) -> None:
-    """As ITK's DisplacementFieldTransform in .h5, .hdf5 or .tfm, in double precision, for 3D Slicer, ANTs, elastix."""
+    """Write ITK's DisplacementFieldTransform in .h5, .hdf5 or .tfm, in double precision; 3D Slicer, ANTs and elastix
+    read it."""
     transform = sitk.DisplacementFieldTransform(sitk.Cast(field, sitk.sitkVectorFloat64))
     sitk.WriteTransform(transform, str(path))
 
 
 def write_grand_challenge(field: sitk.Image, path: Path) -> None:
-    """As a 4-D scalar image, the last axis the component: the platform's kind "Displacement field"."""
+    """Write a 4-D scalar image whose last axis is the component: the platform's kind "Displacement field"."""
     sitk.WriteImage(_four_axes(field), str(path))
 
 
 def write_learn2reg(field: sitk.Image, path: Path, moving: Grid | None = None, channels_first: bool = False) -> None:
-    """As Learn2Reg's disp_*.nii.gz or .npz: float32 (X, Y, Z, 3), or (3, X, Y, Z), in voxels along the index axes.
+    """Write Learn2Reg's disp_*.nii.gz or .npz: float32 (X, Y, Z, 3), or (3, X, Y, Z), in voxels along the index axes.
 
-    v = index_moving(x + u) - index_fixed(x); ``moving`` is an image on the moving grid, by default the field's. The
-    field has to lie on the fixed image's grid.
+    v = index_moving(x + u) - index_fixed(x); ``moving`` is an image on the moving grid, by default that of the field.
+    The field must lie on the grid of the fixed image.
     """
     grid = field if moving is None else moving
     matrix = np.linalg.inv(axes_of(grid))
@@ -361,7 +366,7 @@ def write_learn2reg(field: sitk.Image, path: Path, moving: Grid | None = None, c
 
 
 def write_empire10(field: sitk.Image, folder: Path) -> None:
-    """As EMPIRE10's defX, defY and defZ .mhd: mm along the axes of the fixed image, origin 0, identity direction."""
+    """Write EMPIRE10's defX, defY and defZ .mhd: mm along the axes of the fixed image, origin 0, identity direction."""
     folder.mkdir(parents=True, exist_ok=True)
     along_axes = _mapped(field, _direction(field).T)
     for component, name in enumerate(EMPIRE10):
@@ -396,7 +401,7 @@ def _linear(
 
 
 def _mapped(field: sitk.Image, matrix: Matrix) -> sitk.Image:
-    """Each vector times a matrix."""
+    """Each vector multiplied by a matrix."""
     if np.array_equal(matrix, np.eye(3)):
         return field
     vectors = sitk.GetArrayFromImage(field)

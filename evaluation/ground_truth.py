@@ -1,12 +1,12 @@
-"""The ground truth of one case, a folder. All files are optional, but one of them must be there (not only
+"""The ground truth of one case is a folder. All files are optional, but at least one must exist (not only
 ``case.json``); without landmarks and lobes, only the field itself is measured and shown.
 
 ==========================================  =============================================================
 ``fixed_landmarks.csv moving_landmarks.csv``  x, y, z in mm (LPS), a header line; row i of both is one landmark;
-                                              or 3D Slicer's ``.fcsv`` or ``.mrk.json``, LPS or RAS as they say
+                                              or ``.fcsv`` or ``.mrk.json`` of 3D Slicer, which name LPS or RAS
 ``fixed_lobes.mha moving_lobes.mha``          whole numbers, 0 is background; each image on its own grid
-``fixed_lung_mask.mha``                       where folding is counted; without it, ``fixed_lobes`` above 0
-``fixed.mha moving.mha``                      the scans, for the pictures; their grids where there are no lobes
+``fixed_lung_mask.mha``                       the region for folding; without it, ``fixed_lobes`` above 0
+``fixed.mha moving.mha``                      the scans, for pictures; without lobes also for their grids
 ``case.json``                                 the images' names on grand-challenge.org, see `cases.py`
 ==========================================  =============================================================
 """
@@ -27,7 +27,7 @@ from .landmarks import find_landmarks, read_landmarks
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What there is of a case: landmarks, labels, both, or only what a field is shown on."""
+    """The ground truth of a case: landmarks, labels, both, or only images on which a field is shown."""
 
     fixed_landmarks_mm: Float[np.ndarray, "n 3"] | None
     moving_landmarks_mm: Float[np.ndarray, "m 3"] | None
@@ -35,25 +35,26 @@ class GroundTruth:
     moving_labels: sitk.Image | None
     lung_mask: sitk.Image | None
     fixed_grid: Grid | None
-    """Of the fixed image, for fields in files that do not say where they lie: of its labels, else of its mask, else of
-    the scan; None when there is none of them."""
+    """The grid of the fixed image, for field files without a grid: from its labels, else its mask, else the scan; None
+    if there is none of them."""
     moving_grid: Grid | None
-    """Of the moving image: of its labels, else of the scan, else ``fixed_grid``."""
+    """The grid of the moving image: from its labels, else the scan, else ``fixed_grid``."""
     labels: list[int]
-    """That both label images have."""
+    """Labels that both label images have."""
     lone_labels: list[tuple[int, str]]
-    """That only one of them has, as after a lobectomy, with its name."""
+    """Labels that only one image has, as after a lobectomy, with the name of this image."""
     moving_scan_known: bool
-    """Whether `moving_grid` is its own."""
+    """Whether `moving_grid` is the moving image's own grid."""
 
     @property
     def lungs(self) -> sitk.Image | None:
-        """Above 0 where folding is counted: the lung mask, without one the fixed labels."""
+        """The region for folding (above 0): the lung mask, or else the fixed labels."""
         return self.fixed_labels if self.lung_mask is None else self.lung_mask
 
 
 def read_ground_truth(folder: Path) -> GroundTruth:
-    """The files of one case. CaseError when one is broken, or one of a pair missing, or all are."""
+    """The files of one case. CaseError if a file is broken, if one file of a pair is missing, or if all files are
+    missing."""
     fixed_points, moving_points = _pair(*(find_landmarks(folder, role) for role in ("fixed", "moving")))
     fixed_file, moving_file = _pair(*(_image(folder, name) for name in ("fixed_lobes", "moving_lobes")))
     mask_file = find_image(folder, "fixed_lung_mask")
@@ -83,7 +84,7 @@ def read_ground_truth(folder: Path) -> GroundTruth:
 
 
 def check_ground_truth(truth: GroundTruth) -> None:
-    """CaseError when the numbers of landmarks differ, no label is in both label images, or the lung mask is empty."""
+    """CaseError if the numbers of landmarks differ, no label is in both label images, or the lung mask is empty."""
     fixed_mm, moving_mm = truth.fixed_landmarks_mm, truth.moving_landmarks_mm
     if fixed_mm is not None and moving_mm is not None and len(fixed_mm) != len(moving_mm):
         raise CaseError(f"{len(fixed_mm)} fixed and {len(moving_mm)} moving landmarks, expected as many")
@@ -99,7 +100,7 @@ def _listed(lone: list[tuple[int, str]]) -> str:
 
 
 def _labels(fixed: sitk.Image | None, moving: sitk.Image | None) -> tuple[list[int], list[tuple[int, str]]]:
-    """Those of both images, and those of one with its name."""
+    """The labels of both images, and the labels of only one image with its name."""
     if fixed is None or moving is None:
         return [], []
     of_fixed, of_moving = (labels_in(sitk.GetArrayViewFromImage(image)) for image in (fixed, moving))
@@ -109,7 +110,7 @@ def _labels(fixed: sitk.Image | None, moving: sitk.Image | None) -> tuple[list[i
 
 
 def _grid(folder: Path, scan: str, *images: sitk.Image | None) -> Grid | None:
-    """The first of the images, else the header of ``folder/scan``, None when there is none."""
+    """The grid of the first existing image, else of ``folder/scan``; None if there is none."""
     known = [image for image in images if image is not None]
     file = None if known else find_image(folder, scan)
     return known[0] if known else None if file is None else read_grid(file)
@@ -120,7 +121,7 @@ def _image(folder: Path, name: str) -> Path:
 
 
 def _pair(fixed: Path, moving: Path) -> tuple[Path | None, Path | None]:
-    """Both files, or None twice; CaseError when only one is there."""
+    """Both files, or None twice; CaseError if only one exists."""
     missing = [p for p in (fixed, moving) if not is_there(p)]
     if len(missing) == 1:
         raise CaseError(f"{short(missing[0])} is missing, expected both {fixed.name} and {moving.name}")
@@ -128,7 +129,8 @@ def _pair(fixed: Path, moving: Path) -> tuple[Path | None, Path | None]:
 
 
 def read_labels(path: Path) -> sitk.Image:
-    """A 3-D image of whole numbers from 0 to 65535, as UInt8 or UInt16. CaseError when it is another, or broken."""
+    """A 3-D image of whole numbers from 0 to 65535, as UInt8 or UInt16. CaseError if the image is different or
+    broken."""
     image = read_image(path)
     if image.GetPixelID() in (sitk.sitkUInt8, sitk.sitkUInt16):
         return image
@@ -142,13 +144,13 @@ def read_labels(path: Path) -> sitk.Image:
 
 
 def labels_in(voxels: UInt8[np.ndarray, "z y x"] | UInt16[np.ndarray, "z y x"]) -> list[int]:
-    """The labels but 0, in order."""
+    """The labels except 0, in order."""
     counts = reduce(np.add, (np.bincount(slab.ravel(), minlength=65536) for slab in voxels))
     return [int(label) for label in np.flatnonzero(counts) if label]
 
 
 def mask_on(field: sitk.Image, mask: sitk.Image) -> Bool[np.ndarray, "z y x"]:
-    """Where ``mask`` is above 0, by nearest neighbour on the grid of ``field``. CaseError when that is nowhere."""
+    """Where ``mask`` is above 0, by nearest neighbour on the grid of ``field``. CaseError if no voxel is."""
     if not same_grid(field, mask):
         mask = sitk.Resample(
             mask,

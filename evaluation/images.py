@@ -1,4 +1,4 @@
-"""Image files: which there are, their headers, and reading them whole."""
+"""Image files: finding them, reading their headers and their content."""
 
 import logging
 from pathlib import Path
@@ -16,21 +16,21 @@ log = logging.getLogger(__name__)
 ENDINGS = tuple(imagefiles.ENDINGS)
 
 Grid = sitk.Image | sitk.ImageFileReader
-"""What says where voxels lie: an image, or a reader that has read the header of one."""
+"""An object with a grid: an image, or a reader that has read a header."""
 
 
 def is_there(path: Path) -> bool:
-    """Also for a link to nowhere, so that reading it tells of it."""
+    """Whether the path exists, also as a broken link, so that reading it reports the error."""
     return path.is_symlink() or path.exists()
 
 
 def find_image(folder: Path, name: str) -> Path | None:
-    """``folder/name`` with the first of the endings that is there; None when none is."""
+    """``folder/name`` with the first ending for which a file exists; None without such a file."""
     return next((p for p in (folder / (name + ending) for ending in ENDINGS) if is_there(p)), None)
 
 
 def open_image(path: Path) -> sitk.ImageFileReader:
-    """A reader that has read the header. CaseError when there is none, or when it contradicts itself."""
+    """A reader that has read the header. CaseError if there is no header, or if it contradicts itself."""
     try:
         str(path).encode()
     except UnicodeEncodeError as error:  # SimpleITK (2.5.7) would end the process
@@ -42,9 +42,10 @@ def open_image(path: Path) -> sitk.ImageFileReader:
 
 
 def read_voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "..."]:
-    """The values, axes in reverse order, components last. CaseError unless there are just those that the header says.
+    """The values, axes in reverse order, components last. CaseError unless the file holds exactly the values that the
+    header promises.
 
-    Where the header leaves open where they lie, the log says so.
+    The log says so if the header does not define their position.
     """
     try:
         voxels: np.ndarray = imagefiles.read_voxels(path, reader)
@@ -58,7 +59,7 @@ def read_voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, 
 
 
 def read_image(path: Path) -> sitk.Image:
-    """A 3-D image of one component. CaseError when it is another, or broken."""
+    """A 3-D image of one component. CaseError if the image is different or broken."""
     reader = read_grid(path)
     if reader.GetNumberOfComponents() != 1:
         raise CaseError(f"{short(path)} has {reader.GetNumberOfComponents()} components, expected one")
@@ -68,7 +69,7 @@ def read_image(path: Path) -> sitk.Image:
 
 
 def read_grid(path: Path) -> sitk.ImageFileReader:
-    """The header of a 3-D image. CaseError when it is of another dimension, or there is none."""
+    """The header of a 3-D image. CaseError if it has another dimension, or does not exist."""
     reader = open_image(path)
     if reader.GetDimension() != 3:
         raise CaseError(f"{short(path)} has the size {reader.GetSize()}, expected a 3-D image")
@@ -76,7 +77,7 @@ def read_grid(path: Path) -> sitk.ImageFileReader:
 
 
 def place(image: sitk.Image, grid: Grid) -> None:
-    """Puts a 3-D image where the first three axes of the grid lie."""
+    """Give a 3-D image the geometry of the first three axes of the grid."""
     n = grid.GetDimension()
     image.SetOrigin(grid.GetOrigin()[:3])
     image.SetSpacing(grid.GetSpacing()[:3])

@@ -1,8 +1,8 @@
-"""Is the deformation plausible? The determinant of x ↦ x + u(x): section 4.6 of Hering et al. 2021.
+"""Plausibility of the deformation: the determinant of the map x ↦ x + u(x), section 4.6 of Hering et al. 2021.
 
-det(I + ∇u) in world coordinates, of the *written* field: with A = direction · diag(spacing) and u on the index grid,
-I + ∇u = (A + ∂u/∂i) A⁻¹, so it is det(A + ∂u/∂i) / det A. Central differences inside, one-sided ones at the border.
-Above 1 is expansion from fixed to moving, below 1 contraction, and at most 0, but for rounding, a folding.
+det(I + ∇u) in world coordinates, of the *written* field: with A = direction · diag(spacing) and u on the index grid, I
++ ∇u = (A + ∂u/∂i) A⁻¹, so it is det(A + ∂u/∂i) / det A. Central differences inside, one-sided ones at the border. Above
+1 is expansion from fixed to moving, below 1 contraction; 0 or less (apart from rounding) is folding.
 """
 
 import math
@@ -16,29 +16,30 @@ from .errors import CaseError
 from .fields import axes_of
 
 FOLDED = 1e-5
-"""At most this counts as 0: displacements of some 100 mm in float32 leave so much of a determinant of 0, and its sign
-to chance. No lung shrinks to a hundred thousandth."""
+"""Values up to this count as 0. With displacements of some 100 mm in float32, a determinant of 0 becomes this large,
+with a random sign. No lung shrinks to a hundred thousandth."""
 SLAB = 4
-"""Slices at a time: few, so that the dozen arrays of a step stay in the processor's cache."""
+"""Number of slices at a time. It is small, so that the dozen arrays of a step stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class JacobianStatistics:
-    """All but ``folding_percent_all`` are of the lung mask; where none is given, of the whole grid."""
+    """All except ``folding_percent_all`` refer to the lung mask, or without a mask to the whole grid."""
 
     folding_percent: float | None
-    """Voxels of the lung mask with a determinant ≤ `FOLDED`, in per cent of them; None without a mask."""
+    """Percentage of voxels of the lung mask with a determinant ≤ `FOLDED`; None without a mask."""
     folding_percent_all: float
-    """The same of the whole grid."""
+    """Percentage of such voxels in the whole grid."""
     jacobian_min: float
     jacobian_max: float
     std_log_jacobian: float | None
-    """SDlogJ, the standard deviation (of the population) of log det over the voxels that are not folded. None where all
-    are. Learn2Reg's evaluation takes log(det + 3) instead, which is another quantity."""
+    """SDlogJ, the standard deviation (of the population) of log det over the voxels that are not folded. None if all
+    are folded. Learn2Reg's evaluation uses log(det + 3), which is another quantity."""
 
 
 def jacobian_statistics(field: sitk.Image, lung_mask: Bool[np.ndarray, "z y x"] | None) -> JacobianStatistics:
-    """``lung_mask`` is on the grid of the field. CaseError when it is not or is empty, or the field is a mere slice."""
+    """``lung_mask`` is on the grid of the field. CaseError if it is not, if it is empty, or if the field is a single
+    slice."""
     vectors = sitk.GetArrayViewFromImage(field)
     shape = vectors.shape[:3]
     if min(shape) < 2:
@@ -70,7 +71,7 @@ def jacobian_determinant(field: sitk.Image) -> Float[np.ndarray, "z y x"]:
 
 @dataclass
 class _Inside:
-    """What is gathered slab by slab, in and around the lungs."""
+    """Statistics that are collected slab by slab, in and around the lungs."""
 
     voxels: int = 0
     folded: int = 0
@@ -82,7 +83,7 @@ class _Inside:
     """Sum of the squared deviations of the logarithms from their mean."""
 
     def add(self, determinant: Float[np.ndarray, " n"]) -> None:
-        """More voxels; the moments of the parts make those of the whole: Chan, Golub, LeVeque 1983."""
+        """Add voxels; the moments of the parts are combined as in Chan, Golub, LeVeque 1983."""
         if not len(determinant):
             return
         positive = determinant[determinant > FOLDED]
@@ -108,7 +109,7 @@ class _Inside:
 def _slab_determinant(
     vectors: Float[np.ndarray, "z y x 3"], axes: Float[np.ndarray, "3 3"], start: int
 ) -> Float[np.ndarray, "d y x"]:
-    """Of `SLAB` slices from ``start`` on, in float32; derivatives look at one more slice on either side."""
+    """The determinant of `SLAB` slices from ``start`` on, in float32; derivatives use one more slice on either side."""
     first = max(start - 1, 0)
     slab = vectors[first : start + SLAB + 1]
     rows = []

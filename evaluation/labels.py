@@ -11,16 +11,15 @@ from .fields import SLAB, axes_of, same_grid
 Labels = UInt8[np.ndarray, "z y x"] | UInt16[np.ndarray, "z y x"]
 
 TIE = 1e-5
-"""In voxels: positions so little below the middle of two voxels count as the middle, and go to the upper one. Without
-it a shift by half a voxel would round either way, at the mercy of the last bit."""
+"""Tolerance in voxels: positions up to this far below the middle of two voxels count as the middle and go to the upper
+voxel. Without it, a shift by half a voxel would be rounded up or down depending on the last bit."""
 
 
 def warp_labels(moving: sitk.Image, field: sitk.Image, fixed: sitk.Image) -> Labels:
-    """The moving labels at x + u(x), x the voxel centres of ``fixed``, by nearest neighbour: b_M(y) in section 4.4.
+    """The moving labels at x + u(x) for the voxel centres x of ``fixed``, by nearest neighbour: b_M(y) in section 4.4.
 
-    0 outside the moving image. Where the field lies on another grid than ``fixed`` it is interpolated linearly, and
-    is zero outside its own, as `sitk.DisplacementFieldTransform` has it. CaseError unless the labels are UInt8 or
-    UInt16.
+    They are 0 outside the moving image. A field on another grid than ``fixed`` is interpolated linearly and is zero
+    outside its own grid, as in `sitk.DisplacementFieldTransform`. CaseError unless the labels are UInt8 or UInt16.
     """
     labels = sitk.GetArrayViewFromImage(moving)
     if labels.dtype not in (np.uint8, np.uint16):
@@ -35,7 +34,7 @@ def warp_labels(moving: sitk.Image, field: sitk.Image, fixed: sitk.Image) -> Lab
 
 
 def _on(grid: sitk.Image, field: sitk.Image) -> Float[np.ndarray, "z y x 3"]:
-    """The field on another grid, zero outside its own."""
+    """The field on another grid, zero outside its own grid."""
     nearby = sitk.Resample(field, grid, sitk.Transform(3, sitk.sitkIdentity), sitk.sitkLinear, 0.0)
     vectors: np.ndarray = sitk.GetArrayFromImage(nearby)
     return vectors
@@ -44,7 +43,7 @@ def _on(grid: sitk.Image, field: sitk.Image) -> Float[np.ndarray, "z y x 3"]:
 def _nearest(
     labels: Labels, moving: sitk.Image, grid: sitk.Image, displacement: Float[np.ndarray, "d h w 3"]
 ) -> Shaped[np.ndarray, "d h w"]:
-    """Labels at x + u(x) for a slab. The index along each moving axis: a · i + b + c · u, rounded half up."""
+    """Labels at x + u(x) for a slab. The index along each moving axis is a · i + b + c · u, rounded half up."""
     to_index = np.linalg.inv(axes_of(moving))
     matrix = to_index @ axes_of(grid)
     offset = to_index @ (np.array(grid.GetOrigin()) - moving.GetOrigin())
@@ -57,13 +56,13 @@ def _nearest(
         for c in np.flatnonzero(to_index[a]):
             index += to_index[a, c] * displacement[..., c]
         inside &= (index >= 0) & (index < size)
-        flat += stride * index.astype(np.int64)  # rounds down, where it is not negative
+        flat += stride * index.astype(np.int64)  # rounds down, because it is not negative
     flat[~inside] = 0
     return np.where(inside, labels.reshape(-1)[flat], labels.dtype.type(0))
 
 
 def dice(fixed: Labels, warped: Labels, label: int) -> float | None:
-    """2 |X ∩ Y| / (|X| + |Y|) for the voxels of one label; 0 where only one of the two has any, None where neither."""
-    counts = calculate_confusion_matrix(fixed == label, warped == label, [0, 1])  # its Dice would be of float32
+    """2 |X ∩ Y| / (|X| + |Y|) for the voxels of one label; 0 if only one of the two has any, None if neither."""
+    counts = calculate_confusion_matrix(fixed == label, warped == label, [0, 1])  # its own Dice is in float32
     total = int(counts[1].sum() + counts[:, 1].sum())
     return 2 * int(counts[1, 1]) / total if total else None

@@ -16,40 +16,40 @@ from .tables import numbers, read_columns
 
 COLUMNS = ("x", "y", "z")
 FCSV_COLUMNS = "id,x,y,z,ow,ox,oy,oz,vis,sel,lock,label,desc,associatedNodeID"
-"""Of 3D Slicer's .fcsv, where its header does not say."""
+"""Columns of 3D Slicer's .fcsv if its header does not name them."""
 ENDINGS = (".csv", ".fcsv", ".mrk.json")
-"""Of the files that can hold landmarks."""
+"""Endings of files that can hold landmarks."""
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "1": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "0": (-1.0, -1.0, 1.0)}
-"""By 3D Slicer's names of coordinate systems, and its numbers in old .fcsv files."""
+"""Signs by 3D Slicer's names of coordinate systems, and by its numbers in old .fcsv files."""
 
 
 @dataclass(frozen=True)
 class LandmarkErrors:
-    """Distances in mm, one per landmark: before, and after registration by two definitions."""
+    """Distances in mm, one per landmark: before registration, and after it by two definitions."""
 
     initial_mm: Float[np.ndarray, " n"]
     """|x_fixed - x_moving|."""
     trilinear_mm: Float[np.ndarray, " n"]
-    """|x_fixed + u(x_fixed) - x_moving|, u trilinear."""
+    """|x_fixed + u(x_fixed) - x_moving|, with trilinear u."""
     snapped_mm: Float[np.ndarray, " n"]
     """The same with x_fixed + u(x_fixed) moved to the nearest voxel centre of the moving grid.
 
-    Most DIR-Lab figures in the literature are of this kind, whose landmarks are voxel centres. It is mostly smaller
-    where the error is below a voxel, so the two must not be compared.
+    Most DIR-Lab figures in the literature are of this kind, because DIR-Lab landmarks are voxel centres. It is mostly
+    the smaller one if the error is below a voxel, so the two must not be compared.
     """
 
 
 def find_landmarks(folder: Path, role: str) -> Path:
-    """``folder/<role>_landmarks`` with the first of the endings that is there, .csv when none is."""
+    """``folder/<role>_landmarks`` with the first ending for which a file exists; .csv if there is none."""
     paths = [folder / f"{role}_landmarks{ending}" for ending in ENDINGS]
     return next((path for path in paths if is_there(path)), paths[0])
 
 
 def read_landmarks(path: Path) -> Float[np.ndarray, "n 3"]:
-    """World positions (mm, LPS) in the file's order. CaseError when it is no such file, or holds none.
+    """World positions (mm, LPS) in the order of the file. CaseError if it has another format, or holds no point.
 
     The columns x, y, z (mm, LPS) of a CSV file with a header line, or a point list of 3D Slicer, .fcsv or .mrk.json,
-    whose positions are LPS or RAS as it says.
+    which names LPS or RAS.
     """
     if path.name.endswith(".fcsv"):
         points = _read_fcsv(path)
@@ -63,7 +63,7 @@ def read_landmarks(path: Path) -> Float[np.ndarray, "n 3"]:
 
 
 def _read_fcsv(path: Path) -> Float[np.ndarray, "n 3"]:
-    """Lines of cells without a header line; comments above them name the coordinate system and the columns."""
+    """Read lines of cells without a header line; comments above them name the coordinate system and the columns."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
         rows = [row for row in csv.reader(line for line in lines if not line.startswith("#")) if any(row)]
@@ -80,13 +80,13 @@ def _read_fcsv(path: Path) -> Float[np.ndarray, "n 3"]:
 
 
 def _entry(comment: str) -> tuple[str, str]:
-    """``# key = value``."""
+    """Key and value of ``# key = value``."""
     key, _, value = comment.lstrip("#").partition("=")
     return key.strip(), value.strip()
 
 
 def _read_mrk_json(path: Path) -> Float[np.ndarray, "n 3"]:
-    """The only point list of the file; every point must have been placed."""
+    """Read the only point list of the file; every point must have been placed."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -130,9 +130,9 @@ def landmark_errors(
 ) -> LandmarkErrors:
     """The errors of corresponding landmarks, row by row.
 
-    ``moving`` is the moving grid, for the snapping, by default that of the field; it goes on without end. Up to half a
-    voxel outside the field its border value holds, and farther out it is zero, as for labels: such a landmark counts
-    as not registered. CaseError when all of them lie there, or the numbers of landmarks differ.
+    ``moving`` is the moving grid for the snapping, by default that of the field; it is continued without limit. Up to
+    half a voxel outside, the field has its border value. Farther out it is zero, as for labels: such a landmark counts
+    as not registered. CaseError if all landmarks lie there, or if the numbers of landmarks differ.
     """
     if len(fixed_mm) != len(moving_mm):
         raise CaseError(f"{len(fixed_mm)} fixed and {len(moving_mm)} moving landmarks, expected as many")
@@ -145,7 +145,7 @@ def landmark_errors(
 def unregistered_errors(
     fixed_mm: Float[np.ndarray, "n 3"], moving_mm: Float[np.ndarray, "n 3"], moving: Grid | None
 ) -> LandmarkErrors:
-    """The same of a displacement of zero; without ``moving`` nothing is snapped."""
+    """The errors for a displacement of zero; without ``moving``, positions are not snapped."""
     return _errors(fixed_mm, fixed_mm, moving_mm, moving)
 
 

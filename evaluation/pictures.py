@@ -1,7 +1,6 @@
 """The pictures of Hering et al. 2021: box plots per label (Fig. 5), the Jacobian determinant (Fig. 6), cumulative
 landmark errors (Fig. 7), and fixed, moving, warped and difference images (Fig. 8). Coronal slices show the patient's
-right on the left, and the head above.
-"""
+right on the left, and the head at the top."""
 
 import base64
 import io
@@ -25,10 +24,10 @@ from .images import find_image, read_image
 from .jacobian import FOLDED, jacobian_determinant
 
 COLOURS = ("#2166ac", "#d6604d", "#4d9221", "#8073ac", "#b8860b", "#35978f", "#c51b7d", "#111111", "#8c510a")
-"""Of the evaluations, in turn."""
+"""Colours of the evaluations, used in turn."""
 BEFORE = "#888888"
 MOST_PIXELS = 420
-"""Along the longer side of a slice."""
+"""Maximum number of pixels along the longer side of a slice."""
 
 
 # --- charts ----------------------------------------------------------------------------------------------------------
@@ -37,9 +36,10 @@ MOST_PIXELS = 420
 def cumulative_errors(
     errors_mm: Mapping[str, Float[np.ndarray, " n"]], before_mm: Float[np.ndarray, " m"] | None = None
 ) -> Figure:
-    """Fig. 7: the share of the landmarks with an error of at most x mm; dotted, the 75th percentiles. Grey is before.
+    """Fig. 7: the share of landmarks with an error of at most x mm. Dotted lines are the 75th percentiles; grey is
+    before.
 
-    The axis ends at the largest 98th percentile, so that a few landmarks do not squeeze the rest.
+    The axis ends at the largest 98th percentile, so that a few landmarks do not compress the rest.
     """
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -61,7 +61,7 @@ def cumulative_errors(
 
 
 def _legend(axes: Axes, entries: Mapping[Line2D, str], loc: Literal["best", "lower right"] = "best") -> None:
-    """With the names as they are: matplotlib would take $…$ for a formula, and leave out what begins with _."""
+    """A legend with unchanged names: matplotlib would read $…$ as a formula, and omit names that begin with _."""
     legend = axes.legend(list(entries), [""] * len(entries), fontsize="small", loc=loc)
     for text, name in zip(legend.get_texts(), entries.values(), strict=True):
         text.set_text(name)
@@ -69,7 +69,7 @@ def _legend(axes: Axes, entries: Mapping[Line2D, str], loc: Literal["best", "low
 
 
 def values_by_label(results: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[float]]:
-    """The values of a metric over the cases, by label; the mean comes first. Empty when no case has any."""
+    """The values of a metric over the cases, by label; the mean comes first. Empty if no case has any."""
     values: dict[str, list[float]] = {}
     for result in results:
         entry = result.get(key)
@@ -81,7 +81,7 @@ def values_by_label(results: Sequence[Mapping[str, Any]], key: str) -> dict[str,
 
 
 def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: str) -> Figure:
-    """Fig. 5: a box per label and evaluation; whiskers to 1.5 times the box, cases farther out as dots."""
+    """Fig. 5: one box per label and evaluation; whiskers reach 1.5 times the box, cases farther out are dots."""
     labels = sorted({x for of in groups.values() for x in of}, key=lambda x: (x != "mean", len(x), x))
     figure = Figure(figsize=(max(5.2, 0.45 * len(labels) * len(groups)), 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -112,7 +112,7 @@ def box_plots(groups: Mapping[str, Mapping[str, Sequence[float]]], axis_title: s
 
 
 def svg(figure: Figure) -> str:
-    """A figure as the address of an image: it holds all its bytes."""
+    """A figure as a data address that holds all bytes of the image."""
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "evaluation"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -124,13 +124,13 @@ def svg(figure: Figure) -> str:
 
 @dataclass(frozen=True)
 class Slices:
-    """Coronal slices of a case on a grid of square pixels, the head above."""
+    """Coronal slices of a case on a grid of square pixels, with the head at the top."""
 
     determinant: Float[np.ndarray, "z x"]
     inside: Bool[np.ndarray, "z x"]
-    """In the lung mask; everywhere when there is none."""
+    """Pixels in the lung mask; all pixels without a mask."""
     fixed: Float[np.ndarray, "z x"] | None = None
-    """Of the images, HU; None when they are not there."""
+    """HU of the images; None if there are no images."""
     moving: Float[np.ndarray, "z x"] | None = None
     warped: Float[np.ndarray, "z x"] | None = None
 
@@ -141,7 +141,7 @@ def coronal_slices(
     fixed: sitk.Image | None = None,
     moving: sitk.Image | None = None,
 ) -> Slices:
-    """Through the row with most of the lungs. All is resampled on the field's grid; ``field`` in mm, LPS."""
+    """Slices through the row with most of the lungs. Everything is resampled on the grid of ``field`` (mm, LPS)."""
     slab = _slab(field, lung_mask)
     reference = _square_pixels(slab)
     determinant = sitk.GetImageFromArray(jacobian_determinant(slab))
@@ -159,7 +159,7 @@ def coronal_slices(
 
 
 def _slab(field: sitk.Image, lung_mask: sitk.Image | None) -> sitk.Image:
-    """Three rows of the field (fewer in a thinner one), axes along the patient's as nearly as may be."""
+    """Three rows of the field (fewer in a thinner one), with axes as close to the patient's axes as possible."""
     axis = int(np.argmax(np.abs(np.reshape(field.GetDirection(), (3, 3))[1])))
     rows = field.GetSize()[axis]
     row = rows // 2 if lung_mask is None else _fullest_row(lung_mask, field, axis)
@@ -171,7 +171,7 @@ def _slab(field: sitk.Image, lung_mask: sitk.Image | None) -> sitk.Image:
 
 
 def _fullest_row(lung_mask: sitk.Image, field: sitk.Image, axis: int) -> int:
-    """Row of ``field`` along ``axis`` at the height where the mask is largest, by every 2nd voxel of the mask."""
+    """Row of ``field`` along ``axis`` at the height where the mask is largest, using every second voxel of the mask."""
     voxels = sitk.GetArrayViewFromImage(lung_mask)[::2, ::2, ::2] > 0
     k, j, i = np.nonzero(voxels)
     if not len(i):
@@ -185,7 +185,7 @@ def _fullest_row(lung_mask: sitk.Image, field: sitk.Image, axis: int) -> int:
 
 
 def _square_pixels(slab: sitk.Image) -> sitk.Image:
-    """The geometry of the slab's middle row with square pixels, no more than `MOST_PIXELS` along a side.
+    """The geometry of the slab's middle row with square pixels, at most `MOST_PIXELS` along a side.
 
     No pixel lies beyond the outermost voxel centres.
     """
@@ -204,13 +204,13 @@ def _ct(image: sitk.Image, reference: sitk.Image, transform: sitk.Transform) -> 
 
 
 def _row(image: sitk.Image) -> np.ndarray:
-    """The only row of a slice, the head above."""
+    """The only row of a slice, with the head at the top."""
     pixels: np.ndarray = np.asarray(sitk.GetArrayFromImage(image)[::-1, 0], dtype=np.float64)
     return pixels
 
 
 def panels(slices: Slices) -> dict[str, UInt8[np.ndarray, "z x 3"]]:
-    """The pictures of Figures 8 and 6, by title: those that can be made of what there is."""
+    """The pictures of Figures 8 and 6, by title, as far as the data allow."""
     fixed, moving, warped = slices.fixed, slices.moving, slices.warped
     found: dict[str, np.ndarray] = {}
     if fixed is not None:
@@ -224,7 +224,7 @@ def panels(slices: Slices) -> dict[str, UInt8[np.ndarray, "z x 3"]]:
 
 
 def jacobian_overlay(slices: Slices) -> UInt8[np.ndarray, "z x 3"]:
-    """Fig. 6, in colours that all can tell apart: the determinant inside the lungs, over the fixed image.
+    """Fig. 6, in colours that all readers can distinguish: the determinant inside the lungs, over the fixed image.
 
     White is 1, no change of volume; foldings are magenta.
     """
@@ -236,6 +236,6 @@ def jacobian_overlay(slices: Slices) -> UInt8[np.ndarray, "z x 3"]:
 
 
 def read_scan(folder: Path, name: str) -> sitk.Image | None:
-    """``folder/name`` with any ending; None when there is no such file. CaseError when it is broken."""
+    """``folder/name`` with any ending; None without such a file. CaseError if it is broken."""
     path = find_image(folder, name)
     return None if path is None else read_image(path)

@@ -1,4 +1,4 @@
-"""What is measured: names, units, which way is better, and definitions, for the page and the comparison."""
+"""The measured quantities: names, units, better direction and definitions, for the page and the comparison."""
 
 import itertools
 import json
@@ -16,15 +16,15 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Quantity:
-    """An entry of a case in metrics.json; of landmarks and labels, their mean stands for the case."""
+    """An entry of a case in metrics.json; for landmarks and labels, the case is represented by their mean."""
 
     key: str
     name: str
     unit: str
     better: Literal["higher", "lower"] | None
-    """None: it describes the case, it does not rank methods."""
+    """None: the quantity describes the case and does not rank methods."""
     digits: int
-    """After the point."""
+    """Digits after the decimal point."""
     definition: str
 
     @property
@@ -33,18 +33,19 @@ class Quantity:
         return f"{self.name} ({self.unit})" if self.unit else self.name
 
     def of(self, result: Mapping[str, Any]) -> float | None:
-        """The value of a case, None where there is none."""
+        """The value of a case, or None."""
         entry = result.get(self.key)
         value = entry.get("mean") if isinstance(entry, dict) else entry
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
     def counted(self, result: Mapping[str, Any]) -> float | None:
-        """The value of a case where all cases are counted; its own, where an older metrics.json does not say."""
+        """The value of a case in statistics over all cases; its own value if an older metrics.json does not hold
+        this."""
         entry = result.get("counted")
         return self.of({self.key: entry.get(self.key)} if isinstance(entry, dict) else result)
 
     def text(self, value: float | None) -> str:
-        """The value as a person reads it; – for None."""
+        """The value in the form that readers see; – for None."""
         return "–" if value is None else f"{value:.{self.digits}f}"
 
 
@@ -141,7 +142,7 @@ QUANTITIES = (
         "unevenly the field changes volumes.",
     ),
 )
-"""In the order in which they are shown."""
+"""The quantities in the order in which they are shown."""
 
 
 def worst30(values: Float[np.ndarray, " n"], low_is_bad: bool) -> Float[np.ndarray, " m"]:
@@ -151,10 +152,10 @@ def worst30(values: Float[np.ndarray, " n"], low_is_bad: bool) -> Float[np.ndarr
 
 
 def counted_values(quantity: Quantity, *evaluations: Sequence[Mapping[str, Any]]) -> list[Float[np.ndarray, " n"]]:
-    """For each evaluation, the value of each of its cases where all are counted; NaN where there is none.
+    """For each evaluation, the values of its cases in statistics over all cases; NaN for missing values.
 
-    SDlogJ of a case that failed without a field is the worst that any case of these evaluations has: 0, that of no
-    registration, would be a reward.
+    A case that failed without a field gets the worst SDlogJ of any case of these evaluations. The value without
+    registration is 0, which would be an advantage.
     """
     values = [np.array([quantity.counted(result) for result in results], float) for results in evaluations]
     if quantity.key != "std_log_jacobian" or not any(np.isfinite(of).any() for of in values):
@@ -171,7 +172,7 @@ def _failed_and_counted(result: Mapping[str, Any]) -> bool:
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
-    """metrics.json. InputError when there is none, or it is something else, also within a case."""
+    """The content of metrics.json. InputError if it is missing, or if it or one of its cases has other content."""
     try:
         metrics = json.loads(path.read_bytes())
     except OSError as error:
@@ -199,12 +200,12 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def _is_value(value: Any) -> bool:
     try:
         return value is None or (isinstance(value, int | float) and math.isfinite(value))
-    except OverflowError:  # of whole numbers beyond any float
+    except OverflowError:  # integers larger than any float
         return False
 
 
 def _case_names(metrics: Any) -> list[str] | None:
-    """None when it is not what the evaluation writes."""
+    """The names of the cases; None if the evaluation did not write this content."""
     results = metrics.get("results") if isinstance(metrics, dict) else None
     if not isinstance(results, list):
         return None

@@ -1,4 +1,4 @@
-"""What is odd about a case although it can be evaluated: sentences for metrics.json and the page."""
+"""Sentences on unusual findings in a case that can be evaluated, for metrics.json and the page."""
 
 import numpy as np
 import SimpleITK as sitk
@@ -11,14 +11,15 @@ from .images import Grid
 from .landmarks import LandmarkErrors, displacement_at, outside
 
 HARDLY = 0.9
-"""Of the error before: an error after of at least so much is remarked upon."""
+"""An error after registration of at least this share of the error before gets a remark."""
 
 
 def remarks(field: sitk.Image, truth: GroundTruth, errors: LandmarkErrors | None) -> list[str]:
-    """Sentences, none where nothing is odd.
+    """Sentences on unusual findings, if there are any.
 
-    Labels that only one scan has; labels or landmarks outside the field; landmarks outside their scan; a mean landmark
-    error after registration that is hardly smaller than before (`HARDLY`), with what would make it half as large.
+    They report labels that only one scan has; labels or landmarks outside the field; landmarks outside their scan; a
+    mean landmark error after registration that is hardly smaller than before (`HARDLY`), with a change that would halve
+    it.
     """
     found = [f"label {label} is only in {where}: null, in none of the means" for label, where in truth.lone_labels]
     if errors is None and truth.fixed_labels is None:
@@ -44,13 +45,13 @@ def _outside(points_mm: Float[np.ndarray, "n 3"], grid: Grid | None, what: str, 
 
 
 def _labels_outside(field: sitk.Image, truth: GroundTruth) -> list[str]:
-    """Of the fixed labels' voxels, those where the field is taken as zero."""
+    """Remarks on voxels of the fixed labels where the field counts as zero."""
     if truth.fixed_labels is None:
         return []
     zyx = np.argwhere(sitk.GetArrayViewFromImage(truth.fixed_labels))
     corners = np.array(list(np.ndindex(2, 2, 2))) * np.ptp(zyx, axis=0) + zyx.min(axis=0)
     place, origin = axes_of(truth.fixed_labels), np.array(truth.fixed_labels.GetOrigin())
-    if not outside(field, corners[:, ::-1] @ place.T + origin).any():  # the box of the labels is inside: so are they
+    if not outside(field, corners[:, ::-1] @ place.T + origin).any():  # the box around the labels is inside
         return []
     number = int(outside(field, zyx[:, ::-1] @ place.T + origin).sum())
     share = 100 * number / len(zyx)
@@ -61,12 +62,12 @@ def _labels_outside(field: sitk.Image, truth: GroundTruth) -> list[str]:
 def _hint(
     mapped_mm: Float[np.ndarray, "n 3"], moving_mm: Float[np.ndarray, "n 3"], grid: Grid | None, after_mm: float
 ) -> str:
-    """Which other reading of the moving landmarks would make the error less than half."""
+    """A sentence on another interpretation of the moving landmarks that would more than halve the error."""
     readings = {"RAS, not LPS": moving_mm * [-1, -1, 1]}
     if grid is not None:
         readings["voxel indices, not mm"] = moving_mm @ axes_of(grid).T + np.array(grid.GetOrigin())
     nearest = KDTree(moving_mm).query(mapped_mm)[1]
-    if len(np.unique(nearest)) > 0.5 * len(nearest):  # else all are near to a few: no order of rows does that
+    if len(np.unique(nearest)) > 0.5 * len(nearest):  # else the order of rows is not the cause
         readings["in another order of rows"] = moving_mm[nearest]
     errors_mm = {name: np.linalg.norm(mapped_mm - points, axis=1).mean() for name, points in readings.items()}
     best = min(errors_mm, key=lambda name: errors_mm[name])

@@ -1,9 +1,9 @@
-"""report.html: one page about an evaluation, for a person. It holds its pictures and loads nothing.
+"""report.html: one page about an evaluation, for readers. It contains its pictures and loads no other file.
 
     python -m evaluation.report OUT --input PRED --ground-truth GT [--images FOLDER]
 
-makes it anew from OUT/metrics.json and OUT/landmarks.csv, with images from elsewhere: FOLDER/<case>/fixed.mha and
-moving.mha. Without FOLDER those beside the ground truth are shown, where there are any.
+makes it again from OUT/metrics.json and OUT/landmarks.csv, with other images: FOLDER/<case>/fixed.mha and
+moving.mha. Without FOLDER, it shows the images beside the ground truth, if there are any.
 """
 
 import argparse
@@ -47,14 +47,14 @@ FAILED_COUNT = (
 )
 BY_LABEL = ("dice", "asd_mm", "hd_mm", "hd95_mm")
 RATIOS = (0.4, 0.6, 0.8, 1.0, 1.25, 1.6, 2.5)
-"""Ticks of the Jacobian determinant."""
+"""Ticks on the scale of the Jacobian determinant."""
 SHOWN_WORST = 3
-"""Cases that are shown in pictures, besides the median one."""
+"""Number of worst cases that are shown in pictures, besides the median one."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """A figure that a reader looks for first."""
+    """A key figure at the top of the page."""
 
     name: str
     value: str
@@ -63,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts; the first cell of a line names it."""
+    """A table of texts; the first cell of a line is its name."""
 
     heads: list[str]
     lines: list[list[str]]
@@ -71,7 +71,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is written in a table that sorts, and what it is sorted by."""
+    """The text of a cell in a sortable table, and its sort key."""
 
     text: str
     value: str
@@ -79,7 +79,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Pictured:
-    """A case in pictures, or why there are none."""
+    """The pictures of a case, or the reason why there are none."""
 
     name: str
     why: str
@@ -94,7 +94,8 @@ def write_page(
     out: Path,
     images: Path | None = None,
 ) -> Path:
-    """``out``/report.html, from what metrics.json and landmarks.csv hold. A case whose picture fails is shown without.
+    """``out``/report.html, from the content of metrics.json and landmarks.csv. If the pictures of a case fail, it is
+    shown without them.
 
     Images (HU) of a case are ``images/<case>/fixed.*`` and ``moving.*``, or those in its ground truth.
     """
@@ -105,7 +106,7 @@ def write_page(
 
 
 def page_of(metrics: dict[str, Any], landmarks: pd.DataFrame, shown: list[Pictured]) -> str:
-    """The page's text. What is of no use for a single case is left out: deviations, ranks, boxes of one value."""
+    """The text of the page. For a single case it leaves out deviations, ranks and boxes of one value."""
     results = metrics["results"]
     aggregates, over_all = metrics["aggregates"], metrics.get("aggregates_all")
     known = [quantity for quantity in QUANTITIES if any(quantity.of(result) is not None for result in results)]
@@ -167,14 +168,14 @@ def _remark(key: str, aggregates: dict[str, Any]) -> list[str]:
 
 
 def _summaries(aggregates: dict[str, Any], over_all: dict[str, Any] | None) -> list[Table]:
-    """Over all cases and over those that did not fail, where some failed; one table where none did."""
+    """Tables over all cases and over those that did not fail; a single table if none failed."""
     if not (over_all and aggregates["failed"]):
         return _summary("over the cases", aggregates)
     return _summary("over all cases", over_all) + _summary("over those that did not fail", aggregates)
 
 
 def _summary(title: str, aggregates: dict[str, Any]) -> list[Table]:
-    """None where there is nothing to tell; of a single case, its values."""
+    """No table without values; for a single case, its values."""
     names = ["mean", "std", "median", "min", "max", "worst30"]
     heads = [title, "n", "mean", "std", "median", "min", "max", "30 % worst"]
     if aggregates["cases"] == 1:
@@ -189,7 +190,7 @@ def _summary(title: str, aggregates: dict[str, Any]) -> list[Table]:
 
 
 def _labels(results: Sequence[dict[str, Any]]) -> Table | None:
-    """Of a single case: what box plots show of several."""
+    """For a single case, a table with the values that box plots show for several."""
     by_label = {key: values_by_label(results, key) for key in BY_LABEL}
     labels = list(dict.fromkeys(label for of in by_label.values() for label in of))
     if not labels:
@@ -207,7 +208,7 @@ def _cell(quantity: Quantity, result: dict[str, Any]) -> Cell:
 
 
 def _worst(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For every quantity that ranks, the worst cases."""
+    """The worst cases for every quantity that ranks methods."""
     found = []
     for quantity in QUANTITIES:
         ranked = _worst_first(results, quantity) if quantity.better else []
@@ -217,7 +218,7 @@ def _worst(results: Sequence[dict[str, Any]]) -> list[tuple[str, list[tuple[str,
 
 
 def _worst_first(results: Sequence[dict[str, Any]], quantity: Quantity) -> list[tuple[str, float]]:
-    """Cases with their values."""
+    """Cases with their values, the worst first."""
     values = [(result["case"], quantity.of(result)) for result in results]
     known = [(name, value) for name, value in values if value is not None]
     return sorted(known, key=lambda pair: pair[1], reverse=quantity.better != "higher")
@@ -226,7 +227,7 @@ def _worst_first(results: Sequence[dict[str, Any]], quantity: Quantity) -> list[
 def _definitions(aggregates: dict[str, Any]) -> list[tuple[str, str]]:
     known = {q.key for q in QUANTITIES if (aggregates.get(q.key) or {}).get("mean") is not None}
     if "folding_percent_all" in known:
-        known.add("folding_percent")  # whose definition it refers to
+        known.add("folding_percent")  # another definition refers to it
     shown = [(q.title, q.definition) for q in QUANTITIES if q.key in known]
     if aggregates["cases"] == 1:
         return shown
@@ -241,7 +242,7 @@ def _definitions(aggregates: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _charts(results: Sequence[dict[str, Any]], landmarks: pd.DataFrame) -> list[Picture]:
-    """No box of a single value: of one case, `_labels` tells."""
+    """The charts. A single case has no box plots; `_labels` shows its values."""
     found = []
     if len(landmarks):
         after, before = (landmarks[name].to_numpy(float) for name in ("tre_mm", "tre_initial_mm"))
@@ -260,7 +261,8 @@ def _chart(source: str, caption: str) -> Picture:
 
 
 def pictured(results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """The cases to show, and why: the median one and the worst, by landmarks, else by labels, else by foldings."""
+    """The cases to show, with the reason: the median case and the worst ones, by landmarks, else labels, else
+    foldings."""
     by = (OF["tre_mm"], OF["dice"], OF["std_log_jacobian"], OF["folding_percent_all"])
     quantity = next((q for q in by if any(q.of(r) is not None for r in results)), None)
     if quantity is None:
@@ -299,7 +301,7 @@ def _panels(case: Case, why: str, images: Path | None) -> Pictured:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with code 2 and one sentence when it is wrong."""
+    """Parse the command line; wrong arguments exit with code 2 and one sentence."""
     parser = argparse.ArgumentParser(
         prog="python -m evaluation.report",
         description=__doc__,
@@ -314,7 +316,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> None:
-    """The page of an evaluation that was done before."""
+    """Write the page of an earlier evaluation."""
     results = read_metrics(options.output / "metrics.json")["results"]
     metrics = {"results": results, "aggregates": aggregate(results), "aggregates_all": aggregate_all(results)}
     landmarks = read_landmark_errors(options.output / "landmarks.csv")
@@ -322,7 +324,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     return exit_code(lambda: run(parse(arguments)))
 

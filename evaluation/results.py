@@ -1,4 +1,4 @@
-"""The folder that a registration wrote its results into, as a source of fields and transforms, in both directions."""
+"""Reads fields and transforms, in both directions, from the result folder of a registration."""
 
 import json
 from pathlib import Path
@@ -15,20 +15,20 @@ THERE, BACK = "transform.h5", "inverse.h5"
 
 
 def is_result(path: Path) -> bool:
-    """Whether a registration left its results in this folder."""
+    """Whether this folder holds the results of a registration."""
     return (path / "results.json").is_file()
 
 
 def transform_of(folder: Path, inverse: bool) -> Path | None:
-    """The file with the transform in that direction; None where the run was told to leave it out."""
+    """The file with the transform in that direction; None if the run was told to leave it out."""
     path = folder / (BACK if inverse else THERE)
     return path if path.is_file() else None
 
 
 def result_field(folder: Path, inverse: bool = False) -> tuple[sitk.Image, Grid | None]:
-    """The field (mm, LPS) on the grid of the scan whose points it moves, and the other scan's grid, where it is known.
+    """The field (mm, LPS) on the grid of the scan whose points it moves, and the grid of the other scan, if known.
 
-    InputError where the result does not hold it.
+    InputError if the result does not hold it.
     """
     fixed, moving = (_grid(folder, scan) for scan in ("fixed", "moving"))
     on, other = (moving, fixed) if inverse else (fixed, moving)
@@ -49,13 +49,13 @@ def _is_image(path: Path) -> bool:
 
 
 def _grid(folder: Path, scan: str) -> Grid | None:
-    """The grid of a scan, as an image without values worth reading."""
+    """The grid of a scan, as an image whose values have no meaning."""
     try:
         found: dict[str, Any] = json.loads((folder / "results.json").read_bytes())["grids"][scan]
         image = sitk.Image([int(n) for n in found["size"]], sitk.sitkUInt8)
         image.SetSpacing(found["spacing"])
         image.SetOrigin(found["origin"])
         image.SetDirection(np.ravel(found["direction"]).tolist())
-    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version
+    except (OSError, ValueError, KeyError, TypeError):  # results of an earlier version
         return None
     return image

@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks on one grid: section 4.4 of Hering et al. 2021.
 
-The surface of a mask is the centres of its border voxels: those with a face neighbour that is not in the mask, or
-none, at the edge of the volume. Distances are Euclidean in world mm, so any spacing and direction serve.
+The surface of a mask is the set of centres of its border voxels. These have a face neighbour outside the mask, or lie
+at the edge of the volume. Distances are Euclidean in world mm, so spacing and direction may be arbitrary.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from scipy.spatial import KDTree
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """With d(x, Y) = min |x - y| over the surface Y."""
+    """Distances, with d(x, Y) = min |x - y| over the surface Y."""
 
     asd_mm: float
-    """Average symmetric surface distance: Σ d(x, Y) + Σ d(y, X) over |X| + |Y|, the two sums pooled."""
+    """Average symmetric surface distance: (Σ d(x, Y) + Σ d(y, X)) / (|X| + |Y|)."""
     hd_mm: float
-    """Hausdorff distance: the largest of them all."""
+    """Hausdorff distance: the largest of all distances."""
     hd95_mm: float
     """The larger of the two 95th percentiles, of d(x, Y) and of d(y, X); not the percentile of both pooled."""
 
@@ -26,12 +26,12 @@ class SurfaceDistances:
 def surface_distances(
     fixed: Bool[np.ndarray, "z y x"], warped: Bool[np.ndarray, "z y x"], axes: Float[np.ndarray, "3 3"]
 ) -> SurfaceDistances | None:
-    """``axes`` is direction · diag(spacing), world mm per step along x, y, z. None where a mask is empty."""
+    """``axes`` is direction · diag(spacing), world mm per step along x, y, z. None if a mask is empty."""
     return distances_between(surface_points(fixed, axes), surface_points(warped, axes))
 
 
 def distances_between(x: Float[np.ndarray, "n 3"], y: Float[np.ndarray, "m 3"]) -> SurfaceDistances | None:
-    """Between two surfaces, as points (mm). None where one has none."""
+    """Distances between two surfaces, given as points (mm). None if one has no points."""
     if not len(x) or not len(y):
         return None
     to_y, to_x = _distances(x, y), _distances(y, x)
@@ -43,7 +43,8 @@ def distances_between(x: Float[np.ndarray, "n 3"], y: Float[np.ndarray, "m 3"]) 
 
 
 def surface_points(mask: Bool[np.ndarray, "z y x"], axes: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "n 3"]:
-    """World positions (mm, up to the grid's origin) of the border voxels; only the mask's box is looked at."""
+    """World positions (mm, relative to the grid's origin) of the border voxels; only the box around the mask is
+    searched."""
     box = _box(mask)
     zyx = np.argwhere(_border(mask[box])) + [part.start for part in box]
     points: Float[np.ndarray, "n 3"] = zyx[:, ::-1] @ axes.T
@@ -62,7 +63,7 @@ def _box(mask: Bool[np.ndarray, "z y x"]) -> tuple[slice, slice, slice]:
 
 
 def _border(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
-    """The voxels of a mask that its erosion by a cross takes away; what is outside the array is not in the mask."""
+    """The voxels of a mask that erosion by a cross removes; positions outside the array are not in the mask."""
     padded = np.pad(mask, 1)
     inner = padded[1:-1, 1:-1, 1:-1].copy()
     for axis in range(3):
@@ -75,6 +76,6 @@ def _border(mask: Bool[np.ndarray, "z y x"]) -> Bool[np.ndarray, "z y x"]:
 
 
 def _distances(points: Float[np.ndarray, "n 3"], others: Float[np.ndarray, "m 3"]) -> Float[np.ndarray, " n"]:
-    tree = KDTree(others, balanced_tree=False, compact_nodes=False)  # quicker to build, for points on a grid as quick
+    tree = KDTree(others, balanced_tree=False, compact_nodes=False)  # faster to build, as fast to query
     distances: Float[np.ndarray, " n"] = tree.query(points)[0]
     return distances

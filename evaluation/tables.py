@@ -1,4 +1,4 @@
-"""Tables and other results in files: CSV is read with all checks, and everything is written all or nothing."""
+"""Tables and other results in files: reads CSV with all checks; writes each file completely or not at all."""
 
 import csv
 import json
@@ -25,8 +25,8 @@ RESULTS = ("metrics.json", "cases.csv", "landmarks.csv", "report.html")
 def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
     """The cells of some columns of a CSV file with a header line, without blanks around them.
 
-    CaseError when a column is missing or there twice, or a line has more cells than the header that are not empty:
-    it is not known then which cell belongs where.
+    CaseError if a column is missing or occurs twice, or if a line has more non-empty cells than the header, because
+    then the columns of its cells are unknown.
     """
     name = short(path)
     try:
@@ -44,7 +44,7 @@ def read_columns(path: Path, names: Sequence[str]) -> list[list[str]]:
 
 
 def numbers(path: Path, cells: Sequence[str]) -> Float[np.ndarray, " n"]:
-    """CaseError, with the file's name, for what is no finite number."""
+    """The cells as numbers; CaseError with the name of the file unless all are finite numbers."""
     try:
         values = np.array([float(cell or "nan") for cell in cells], float)
     except ValueError as error:
@@ -55,9 +55,8 @@ def numbers(path: Path, cells: Sequence[str]) -> Float[np.ndarray, " n"]:
 
 
 def read_landmark_errors(path: Path) -> pd.DataFrame:
-    """Of landmarks.csv: the case, and the errors after and before in mm. Empty when there is no file; CaseError when
-    it is another.
-    """
+    """The case and the errors after and before registration (mm) from landmarks.csv. Empty without such a file;
+    CaseError if it has other content."""
     columns = ("case", "tre_mm", "tre_initial_mm")
     if not path.exists():
         return pd.DataFrame({column: [] for column in columns})
@@ -69,10 +68,10 @@ def read_landmark_errors(path: Path) -> pd.DataFrame:
 
 
 def cases_table(results: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One row per case; ``tre_mm_mean``, ``dice_1``, ... stand for what is nested in metrics.json."""
+    """One row per case; ``tre_mm_mean``, ``dice_1``, ... are the names of nested values of metrics.json."""
     rows = [dict(leaf for name, value in result.items() for leaf in _leaves(name, value)) for result in results]
     leaves = [(name, leaf) for result in results for name in result for leaf, _ in _leaves(name, result[name])]
-    names = list(dict.fromkeys(name for name, _ in leaves))  # a failed case has no labels, but its metrics' places
+    names = list(dict.fromkeys(name for name, _ in leaves))  # a failed case has no labels, but all metrics
     columns = dict.fromkeys(leaf for _, leaf in sorted(leaves, key=lambda pair: names.index(pair[0])))
     return pd.DataFrame(rows, columns=list(columns))
 
@@ -89,12 +88,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """A CSV file with a header line; what is missing is empty."""
+    """A CSV file with a header line; missing values are empty."""
     write_text(path, table.to_csv(index=False))
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file in UTF-8; what cannot be in it is escaped."""
+    """A file in UTF-8; characters that UTF-8 cannot hold are escaped."""
     with all_or_nothing(path.parent) as partial, (partial / path.name).open("xb") as file:
         file.write(text.encode("utf-8", "backslashreplace"))
         file.flush()
@@ -103,7 +102,8 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def all_or_nothing(folder: Path) -> Iterator[Path]:
-    """A hidden folder whose files come into ``folder`` at the end: nobody sees half a file, nor any after an error."""
+    """A hidden folder whose files are moved into ``folder`` at the end, so that no incomplete file appears there, and
+    none after an error."""
     partial = folder / f".{uuid.uuid4().hex}.part"
     partial.mkdir()
     try:
@@ -115,7 +115,7 @@ def all_or_nothing(folder: Path) -> Iterator[Path]:
 
 
 def prepare_folder(folder: Path, without: Sequence[str] = ()) -> None:
-    """Makes the folder for results, without some files of an earlier run. InputError when it cannot be written."""
+    """Create the output folder and remove some files of an earlier run. InputError if it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with all_or_nothing(folder):
@@ -127,7 +127,7 @@ def prepare_folder(folder: Path, without: Sequence[str] = ()) -> None:
 
 
 def prepare_file(path: Path) -> None:
-    """Makes the folder for a file. InputError when it cannot be written, or the file is a folder."""
+    """Create the folder for a file. InputError if it cannot be written, or if the file is a folder."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected the name of a file")
     prepare_folder(path.parent)

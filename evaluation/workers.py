@@ -1,4 +1,4 @@
-"""Cases side by side in processes of their own: as many as cores and memory allow, and none takes another with it."""
+"""Runs cases in parallel processes, as many as cores and memory allow. A crash of one case does not stop the others."""
 
 import logging
 import os
@@ -17,14 +17,15 @@ R = TypeVar("R")
 
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 RESERVED_BYTES = 2**30
-"""For this process, which draws the page, and for the system."""
+"""Memory reserved for this process, which draws the page, and for the system."""
 
 
 def each(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[tuple[int, R | Exception]]:
-    """``(i, function(items[i]))`` for each item as it is done, or ``(i, the exception)``.
+    """Yield ``(i, function(items[i]))`` for each item when it is done, or ``(i, the exception)``.
 
-    When the system kills a process (out of memory, mostly), the pool is lost, and with it all that was running. What is
-    left is then done one by one, each in a new process: BrokenProcessPool stands only for those that die alone, too.
+    When the system kills a process (mostly for lack of memory), the pool and all running items are lost. The remaining
+    items are then run one by one, each in a new process. BrokenProcessPool is yielded only for items whose own process
+    is killed again.
     """
     left = dict(enumerate(items))
     for number, outcome in _together(function, left, workers):
@@ -36,9 +37,9 @@ def each(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterat
 
 
 def _together(function: Callable[[T], R], items: dict[int, T], workers: int) -> Iterator[tuple[int, R | Exception]]:
-    """As `each`; but once a process is killed, the outcomes that were not there yet are left out."""
+    """As `each`, but after a process was killed, missing outcomes are left out."""
     threads = max(1, cores() // workers)
-    # spawn: a fork of a process in which ITK has started threads may wait for them for ever
+    # spawn, not fork: after a fork, a process may wait forever for threads that ITK had started
     with ProcessPoolExecutor(workers, get_context("spawn"), _start, (threads,)) as pool:
         numbers: dict[Future[R], int] = {}
         try:
@@ -64,16 +65,16 @@ def cores() -> int:
 
 
 def workers_for(case_bytes: int, cases: int) -> int:
-    """How many cases of so many bytes fit side by side; at least one."""
+    """The number of cases of this size that fit into memory at the same time; at least one."""
     fitting = (memory_bytes() - RESERVED_BYTES) // max(case_bytes, 1)
     return max(1, min(cores(), cases, fitting))
 
 
 def memory_bytes() -> int:
-    """The machine's memory, or the container's limit where that is less."""
+    """The memory of the machine, or the limit of the container if that is lower."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for name in CGROUP_LIMITS:
         text = Path(name).read_text().strip() if Path(name).is_file() else ""
-        if text.isdigit():  # "max" is no limit
+        if text.isdigit():  # "max" means no limit
             limits.append(int(text))
     return min(limits)
