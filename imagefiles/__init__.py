@@ -1,7 +1,7 @@
-"""Image files as they lie on the disk: the one reader of the algorithm and of the evaluation, without torch.
+"""Reads image files, for the algorithm and the evaluation, without torch.
 
-Headers are SimpleITK's to understand (`opened`); the voxels are read here (`voxels`), because SimpleITK 2.5.7 does not
-compare them with what the header promises: it returns zeros, or memory that nobody wrote, for what is missing.
+SimpleITK interprets the headers (`opened`). `voxels` reads the voxels, because SimpleITK 2.5.7 does not check that all
+voxels promised by the header exist: for missing ones it returns zeros or uninitialised memory.
 """
 
 from imagefiles.opened import ENDINGS, ending, open_image, remarks

@@ -13,11 +13,12 @@ SYNONYMS = (
     ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"),
 )
 NUMBERS = {"DimSize": 1, "ElementSpacing": 1, "ElementSize": 1, **dict.fromkeys(SYNONYMS[0], 1)}
-"""Keys with one number for each axis; the matrices have their square."""
+"""Keys with one number per axis; matrices have the square of this number."""
 
 
 def stored(path: Path) -> Stored:
-    """FileError for a header that does not say all, says something twice, or leads out of its folder."""
+    """Where and how the voxels are stored. FileError for a header that is incomplete, has an entry twice, or names a
+    file outside its folder."""
     head = head_of(path)
     entries, length, listed = _entries(path, head)
     _check_numbers(path, entries)
@@ -42,7 +43,7 @@ def stored(path: Path) -> Stored:
 
 
 def _entries(path: Path, head: bytes) -> tuple[dict[str, str], int, list[str]]:
-    """Value by key, the length of the header, and the lines after it."""
+    """The values by key, the length of the header, and the lines after it."""
     last = re.search(rb"(?m)^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(\n|\Z)", head)
     if last is None:
         raise no_header(path)
@@ -61,8 +62,8 @@ def _is_list(entries: dict[str, str]) -> bool:
 
 
 def _check_numbers(path: Path, entries: dict[str, str]) -> None:
-    """As many as there are axes, a spacing among them, and no two words for one thing with different values."""
-    if not re.fullmatch("[1-9]", entries.get("NDims", "")):  # ITK would write beyond its arrays
+    """FileError unless the numbers fit the number of axes, there is a spacing, and synonyms have equal values."""
+    if not re.fullmatch("[1-9]", entries.get("NDims", "")):  # otherwise ITK would write beyond its arrays
         raise no_header(path, f"NDims is {entries.get('NDims', 'missing')[:20]!a}")
     axes = int(entries["NDims"])
     for key, value in entries.items():
@@ -77,7 +78,7 @@ def _check_numbers(path: Path, entries: dict[str, str]) -> None:
 
 
 def _count(path: Path, entries: dict[str, str]) -> int:
-    """Of the values."""
+    """The number of values."""
     sizes = entries.get("DimSize", "").split()
     if not sizes or not all(re.fullmatch(r"\d{1,18}", size) for size in sizes):
         raise no_header(path, f"DimSize is {entries.get('DimSize', 'missing')[:40]!a}")
@@ -94,7 +95,7 @@ def _files(path: Path, name: str, length: int, listed: list[str]) -> tuple[tuple
 
 
 def numbered(path: Path, name: str) -> tuple[Path, ...]:
-    """The files of a pattern, as in ``slice%03d.raw 1 200 1``; none when it is not one."""
+    """The files of a pattern, as in ``slice%03d.raw 1 200 1``; none if it is not a pattern."""
     match = re.fullmatch(r"(\S*)%(0?\d?)d(\S*)\s+(\d{1,6})\s+(\d{1,6})(?:\s+(\d{1,6}))?", name)
     if match is None:
         return ()

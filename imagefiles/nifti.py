@@ -1,8 +1,8 @@
-"""The header of a NIfTI file (.nii, .nii.gz), version 1 or 2: numbers at fixed places.
+"""The header of a NIfTI file (.nii, .nii.gz), version 1 or 2: numbers at fixed positions.
 
-Two transforms may say where the voxels lie, qform (rotation, with the spacings of pixdim) and sform (a matrix), each
-with a code that is 0 when it says nothing. nibabel, FSL and others follow sform where its code is above 0, ITK mostly
-qform; the spacing ITK always takes from pixdim. So they must not contradict.
+Two transforms may give the voxel positions: qform (rotation, with the spacings of pixdim) and sform (a matrix). Each
+has a code that is 0 if it is not set. nibabel, FSL and others use sform if its code is above 0; ITK mostly uses qform,
+and always takes the spacing from pixdim. So they must not contradict each other.
 """
 
 import itertools
@@ -33,45 +33,46 @@ TYPES = {
         ("u8", 1280),
     )
 }
-"""By the number in the header."""
+"""The types by the number in the header."""
 GZIP = b"\x1f\x8b"
 DISPLACEMENT = 1006
-"""Intent of a vector in mm along RAS."""
+"""The intent of vectors in mm along RAS."""
 SAME_PLACE = 0.1
-"""In voxels: so far apart may qform and sform place a voxel."""
+"""Maximum distance, in voxels, between the positions of a voxel by qform and by sform."""
 SAME_SPACING = 0.01
-"""So far, as a share, may the steps of sform differ from pixdim."""
+"""Maximum relative difference between the steps of sform and pixdim."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """The numbers that are needed."""
+    """The numbers of the header that are needed."""
 
     size: tuple[int, ...]
     dtype: np.dtype
     big_endian: bool
     start: int
-    """Of the voxels, in bytes."""
+    """Start of the voxels, in bytes."""
     slope: float
     intercept: float
     intent: int
     pixdim: tuple[float, ...]
-    """The sign of the third axis (qfac), and the spacings; in the units of the header, like the following."""
+    """The sign of the third axis (qfac) and the spacings, in the units of the header, as in the next fields."""
     codes: tuple[int, int]
-    """Of qform and sform."""
+    """The codes of qform and sform."""
     quaternion: tuple[float, ...]
-    """b, c, d, and the offset."""
+    """The quaternion b, c, d, and the offset."""
     rows: Float[np.ndarray, "3 4"]
-    """sform."""
+    """The rows of sform."""
 
 
 def stored(path: Path) -> Stored:
-    """FileError for a header that makes no sense or contradicts itself; and where ITK would read another file."""
+    """Where and how the voxels are stored. FileError for a header that is invalid or contradicts itself, and if ITK
+    would read another file."""
     twin = path.with_suffix("")
-    if path.name.lower().endswith(".gz") and twin.exists():  # ITK would take that
+    if path.name.lower().endswith(".gz") and twin.exists():  # ITK would read that one
         raise FileError(f"it has {twin.name} beside it, which would be read instead, expected only one of the two")
     header = _header(path)
-    no_scale = header.slope == 0 or not math.isfinite(header.slope)  # as the standard has it
+    no_scale = header.slope == 0 or not math.isfinite(header.slope)  # as the standard says
     return Stored(
         (path,),
         "compressed" if head_of(path)[:2] == GZIP else "raw",
@@ -98,7 +99,7 @@ def _header(path: Path) -> Header:
         raise no_header(path, "expected 'n+1' or 'n+2' as its magic")
 
     def numbers(first: tuple[str, int], second: tuple[str, int]) -> tuple[Any, ...]:
-        """What version 1 or 2 has there."""
+        """The numbers at the position that version 1 or 2 defines."""
         form, place = first if length == 348 else second
         return struct.unpack_from(order + form, head, place)
 
@@ -149,10 +150,10 @@ def _inflated_head(path: Path) -> bytes:
 
 
 def _check_world(header: Header) -> None:
-    """FileError unless all that the header says of the voxels' places says the same."""
+    """FileError unless all statements of the header on voxel positions agree."""
     qform, sform = header.codes
     spacing = header.pixdim[1 : 1 + min(3, len(header.size))]
-    if not all(math.isfinite(s) and s > 0 for s in spacing):  # ITK takes 1 mm for those
+    if not all(math.isfinite(s) and s > 0 for s in spacing):  # ITK would use 1 mm for these
         raise FileError(f"it has a spacing of {spacing}, expected positive numbers")
     if len(spacing) < 3:
         return
@@ -165,7 +166,7 @@ def _check_world(header: Header) -> None:
         return
     steps = np.linalg.norm(header.rows[:, :3], axis=0)
     axes = header.rows[:, :3] / spacing
-    skewed = np.abs(axes.T @ axes - np.diag(np.diag(axes.T @ axes))).max() > SAME_SPACING  # ITK refuses that
+    skewed = np.abs(axes.T @ axes - np.diag(np.diag(axes.T @ axes))).max() > SAME_SPACING  # ITK rejects that
     if not skewed and np.abs(steps / spacing - 1).max() > SAME_SPACING:
         raise FileError(
             f"its sform has steps of {_listed(steps)} but its pixdim is {_listed(spacing)}, expected equal spacings"
@@ -178,12 +179,12 @@ def _check_world(header: Header) -> None:
 
 
 def _in_voxels(header: Header) -> bool:
-    """Whether it can be Learn2Reg's field, which counts in voxels of another image and needs no place."""
+    """Whether it can be a field of Learn2Reg, which is in voxels of another image and needs no position."""
     return tuple(header.size[3:]) == (3,)
 
 
 def _apart(header: Header) -> float:
-    """Largest distance between the positions of a corner by qform and by sform, in the smallest spacing."""
+    """Largest distance between the positions of a corner by qform and by sform, in units of the smallest spacing."""
     last = np.array(header.size[:3]) - 1
     corners = np.array(list(np.ndindex(2, 2, 2))) * last
     shift = corners @ (_qform(header) - header.rows)[:, :3].T + (_qform(header) - header.rows)[:, 3]
@@ -191,7 +192,7 @@ def _apart(header: Header) -> float:
 
 
 def _qform(header: Header) -> Float[np.ndarray, "3 4"]:
-    """The matrix of a quaternion a + bi + cj + dk, its columns times the spacings, and the offset."""
+    """The matrix of a quaternion a + bi + cj + dk with columns multiplied by the spacings, and the offset."""
     b, c, d = header.quaternion[:3]
     a = math.sqrt(max(0.0, 1 - (b * b + c * c + d * d)))
     rotation = np.array(

@@ -18,11 +18,12 @@ ENCODINGS: dict[str, Encoding] = {
     "hex": "hex",
 }
 DOMAIN = ("domain", "space", "time", "???", "none")
-"""Kinds of axes along which voxels lie; the others hold the components of a vector."""
+"""Kinds of spatial axes, along which voxels lie; other axes hold the components of a vector."""
 
 
 def stored(path: Path) -> Stored:
-    """FileError for a header that does not say all, says something twice, or leads out of its folder."""
+    """Where and how the voxels are stored. FileError for a header that is incomplete, has an entry twice, or names a
+    file outside its folder."""
     fields, length, listed = _fields(path, head_of(path))
     domain = _domain(fields)
     _check_spacing(fields, domain[:3])
@@ -49,7 +50,7 @@ def stored(path: Path) -> Stored:
 
 
 def _fields(path: Path, head: bytes) -> tuple[dict[str, str], int, list[str]]:
-    """Value by field in small letters without blanks, the length of the header, and the files that it lists."""
+    """The values by field name (lower case, no blanks), the length of the header, and the files that it lists."""
     end = re.search(rb"\r?\n\r?\n", head)
     lines = [line.rstrip("\r") for line in os.fsdecode(head[: end.end()] if end else head).split("\n")]
     if not lines or not re.fullmatch(r"NRRD\d{4}", lines[0]):
@@ -92,13 +93,13 @@ def _dimension(fields: dict[str, str]) -> int:
 
 
 def _domain(fields: dict[str, str]) -> list[int]:
-    """The axes along which voxels lie."""
+    """The spatial axes, along which voxels lie."""
     kinds = fields.get("kinds", "").lower().split()
     return [axis for axis in range(_dimension(fields)) if axis >= len(kinds) or kinds[axis] in DOMAIN]
 
 
 def _check_spacing(fields: dict[str, str], domain: list[int]) -> None:
-    """ITK takes 1 mm where there is none."""
+    """FileError without a spacing, because ITK would use 1 mm."""
     steps = re.findall(r"\([^)]*\)|[^\s()]+", fields.get("spacedirections", fields.get("spacings", "")))
     of_domain = [steps[axis] if axis < len(steps) else "nan" for axis in domain]
     numbers = [_numbers(step) for step in of_domain]
@@ -122,7 +123,7 @@ def _integer(path: Path, fields: dict[str, str], key: str) -> int:
 
 
 def _after_lines(path: Path, data: Path, lines: int) -> int:
-    """Bytes of the first lines."""
+    """The number of bytes of the first lines."""
     head = head_of(data)
     ends = [match.end() for match in re.finditer(rb"\n", head)]
     if len(ends) < lines:

@@ -1,4 +1,4 @@
-"""Which image files there are, and their headers."""
+"""Supported image files and their headers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ ENDINGS = {
     ".nrrd": "NrrdImageIO",
     ".nhdr": "NrrdImageIO",
 }
-"""The file formats that are read, by the ending of the name in small letters, and SimpleITK's names for them."""
+"""The supported file formats: endings in lower case, and the names of SimpleITK for them."""
 
 _HEADERS: dict[str, Callable[[Path], Stored]] = {
     "MetaImageIO": meta.stored,
@@ -26,9 +26,9 @@ _HEADERS: dict[str, Callable[[Path], Stored]] = {
 
 
 def ending(path: Path) -> str | None:
-    """The supported ending of a file name, given in small letters; None when there is none.
+    """The supported ending of a file name, in lower case; None if there is none.
 
-    In the name it may be in capitals, but not in both: ITK's NIfTI reader knows no `.Nii`.
+    In the name it may be in lower or upper case, but not mixed: ITK's NIfTI reader does not know `.Nii`.
     """
     return next((e for e in ENDINGS if path.name.endswith((e, e.upper()))), None)
 
@@ -36,13 +36,13 @@ def ending(path: Path) -> str | None:
 def open_image(path: Path) -> sitk.ImageFileReader:
     """A reader that has read the header, and whose voxels `read_voxels` reads.
 
-    FileError when the file cannot be opened, when its header makes no sense, lacks a spacing, contradicts itself or
-    leads out of its folder, and when a data file that it names is not there. The name has to be UTF-8: SimpleITK aborts
-    the process on others.
+    FileError if the file cannot be opened, if its header is invalid, lacks a spacing, contradicts itself or names a
+    file outside its folder, and if a data file is missing. The name must be UTF-8, because SimpleITK aborts the process
+    on others.
     """
     stored_in(path)
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(ENDINGS[ending(path) or ""])  # else capital endings are unknown, a wrong one is guessed around
+    reader.SetImageIO(ENDINGS[ending(path) or ""])  # else upper-case endings are unknown, wrong ones ignored
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -54,12 +54,12 @@ def open_image(path: Path) -> sitk.ImageFileReader:
 
 
 def remarks(path: Path) -> tuple[str, ...]:
-    """What was taken for granted where the header says nothing: sentences that lack the file's name before them."""
+    """Assumptions about values that the header does not give: sentences to which the file's name must be prepended."""
     return stored_in(path).remarks
 
 
 def stored_in(path: Path) -> Stored:
-    """Where and how the voxels are kept; FileError as in `open_image`."""
+    """Where and how the voxels are stored; FileError as in `open_image`."""
     kind = ending(path)
     if kind is None:
         raise FileError(f"it is no known kind of image, expected a name that ends in {', '.join(ENDINGS)}")

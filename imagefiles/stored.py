@@ -1,4 +1,4 @@
-"""Where and how a file keeps its voxels."""
+"""Where and how a file stores its voxels."""
 
 import os
 from contextlib import suppress
@@ -9,47 +9,47 @@ from typing import Literal
 import numpy as np
 
 HEAD_BYTES = 2**20
-"""A header that is longer is none."""
+"""Maximum length of a header."""
 
 Encoding = Literal["raw", "compressed", "text", "hex"]
 """``compressed``: a zlib or gzip stream, with its checksum."""
 
 
 class FileError(ValueError):
-    """What is wrong with an image file, and what was expected: a sentence that lacks only the file's name before it."""
+    """A sentence on what is wrong with an image file and what was expected; the file's name must be prepended."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the header says of the voxels besides their size and type, which SimpleITK knows as well."""
+    """The data of the header on the voxels, except size and type, which SimpleITK reads as well."""
 
     files: tuple[Path, ...]
-    """The file with the voxels; or one for each of equal parts, in their order."""
+    """The file with the voxels, or one file for each of several equal parts, in order."""
     encoding: Encoding
     count: int
-    """Of values, components counted each."""
+    """Number of values, each component counted."""
     start: int | None = 0
-    """Bytes before the voxels, counted after decompression; None: as many as are too much."""
+    """Bytes before the voxels, counted after decompression; None: all bytes beyond the size of the voxels."""
     skipped: int = 0
     """Bytes before the compressed stream."""
     compressed_bytes: int | None = None
-    """Length of the compressed stream, where the header has it."""
+    """Length of the compressed stream, if the header has it."""
     big_endian: bool = False
     component_axis: int = 0
-    """Place of the components of a vector among the axes, the fastest first; -1 is the last."""
+    """Position of the component axis among the axes, the fastest first; -1 is the last."""
     dtype: np.dtype | None = None
-    """None: as SimpleITK has it."""
+    """None: the type that SimpleITK reads."""
     slope: float = 1.0
     intercept: float = 0.0
     """The value is slope · stored + intercept."""
     flipped: bool = False
-    """Whether the first two components are stored with the other sign than along LPS."""
+    """Whether the first two components are stored with the opposite sign of LPS."""
     remarks: tuple[str, ...] = ()
-    """What was taken for granted where the header says nothing: for users, like a `FileError`."""
+    """Assumptions about values that the header does not give: sentences for users, in the form of a `FileError`."""
 
 
 def head_of(path: Path) -> bytes:
-    """The first bytes. FileError when the file cannot be opened."""
+    """The first bytes of a file. FileError if it cannot be opened."""
     try:
         with path.open("rb") as file:
             return file.read(HEAD_BYTES)
@@ -65,15 +65,16 @@ def _link(path: Path) -> str:
 
 
 def no_header(path: Path, why: str = "") -> FileError:
-    """The error for a header that makes no sense."""
+    """The error for an invalid header."""
     kind = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".gz") else path.suffix
     return FileError(f"it has no readable header{f' ({why})' if why else ''}, expected a valid {kind} file")
 
 
 def beside(header: Path, name: str) -> Path:
-    """The data file that a header names, in or below its own folder. FileError when it lies elsewhere, or is none."""
+    """The data file that a header names, in or below its own folder. FileError if it lies elsewhere or is not a
+    file."""
     folder = header.parent.absolute()
-    target = Path(os.path.normpath(folder / name))  # links stay as they are: users make them, headers do not
+    target = Path(os.path.normpath(folder / name))  # links are not resolved: users create them, headers do not
     folder = Path(os.path.normpath(folder))
     if "\0" in name or not target.is_relative_to(folder):
         raise FileError(f"its data file {name!a} lies outside its folder, expected one beside the header")

@@ -1,4 +1,4 @@
-"""The voxels of an image file: every byte that the header promises, no more, no fewer, each read once."""
+"""Reads the voxels of an image file: exactly the bytes that the header promises, each of them once."""
 
 import math
 import zlib
@@ -16,14 +16,14 @@ BLOCK = 2**20
 GZIP = b"\x1f\x8b"
 ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 MOST_DEFLATED = 1032
-"""A byte of a zlib stream becomes at most so many."""
+"""Maximum number of bytes that one byte of a zlib stream can become."""
 
 
 def read_voxels(path: Path, reader: sitk.ImageFileReader) -> Shaped[np.ndarray, "..."]:
     """The values of a file that `open_image` opened: axes in reverse order, as (z, y, x); several components last.
 
-    FileError unless the file holds as many bytes as its header promises, and, where there is a checksum, the right
-    ones. No more than that is decompressed. MemoryError when there is no room for what is there.
+    FileError unless the file holds exactly as many bytes as its header promises, and the checksum, if any, is right. No
+    more than that is decompressed. MemoryError if the memory is too small for the voxels.
     """
     stored = stored_in(path)
     size, components = reader.GetSize(), reader.GetNumberOfComponents()
@@ -61,7 +61,7 @@ def _from_bytes(stored: Stored, shape: list[int], dtype: np.dtype) -> np.ndarray
 
 
 def _check_length(path: Path, stored: Stored, length: int, part: int) -> None:
-    """FileError where the length of the file alone tells that it cannot be right; before any memory is taken."""
+    """FileError if the length of the file alone shows an error; this check needs no memory for voxels."""
     if stored.encoding == "raw":
         expected = part + (length - part if stored.start is None else stored.start)
         if length < expected or length < part:
@@ -98,9 +98,9 @@ def _fill(target: memoryview, file: BinaryIO, stored: Stored, length: int) -> No
 
 
 def _inflate(name: Path, file: BinaryIO, target: memoryview, before: int) -> int:
-    """Fills the target from a stream, but for the first ``before`` bytes of it; how many bytes it got.
+    """Fill the target from a stream without its first ``before`` bytes; returns the number of bytes filled.
 
-    zlib.error or EOFError unless the stream is whole and undamaged; FileError when it holds more than the target.
+    zlib.error or EOFError unless the stream is complete and undamaged; FileError if it is longer than the target.
     """
     inflater, filled = zlib.decompressobj(wbits=ZLIB_OR_GZIP), -before
     while block := file.read(BLOCK):
@@ -119,7 +119,8 @@ def _inflate(name: Path, file: BinaryIO, target: memoryview, before: int) -> int
 
 
 def _put(name: Path, piece: bytes, target: memoryview, filled: int) -> int:
-    """The piece after so many bytes; below 0 they are those before the voxels."""
+    """Copy the piece to position ``filled``; negative positions are bytes before the voxels. Returns the new
+    position."""
     if filled + len(piece) > len(target):
         raise FileError(f"{name.name} holds more than the {len(target)} bytes of its header, expected just those")
     if filled + len(piece) > 0:
@@ -129,7 +130,7 @@ def _put(name: Path, piece: bytes, target: memoryview, filled: int) -> int:
 
 
 def _from_text(stored: Stored, shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """Numbers in plain text, or bytes in hexadecimal digits: rare and small."""
+    """Values from plain text, or from hexadecimal digits; such files are rare and small."""
     text = b"".join(path.read_bytes()[stored.skipped :] for path in stored.files)
     try:
         if stored.encoding == "hex":
@@ -138,7 +139,7 @@ def _from_text(stored: Stored, shape: list[int], dtype: np.dtype) -> np.ndarray:
         else:
             number = float if dtype.kind == "f" else int
             exact = [number(word) for word in text.split()]
-            values = np.array(exact, dtype)  # OverflowError for what does not fit
+            values = np.array(exact, dtype)  # OverflowError for values that do not fit
     except (ValueError, OverflowError) as error:
         raise FileError(f"its voxels are no numbers of the type {dtype} ({error}), expected such") from error
     if values.size != math.prod(shape):
@@ -147,7 +148,8 @@ def _from_text(stored: Stored, shape: list[int], dtype: np.dtype) -> np.ndarray:
 
 
 def _rescaled(values: np.ndarray, stored: Stored) -> np.ndarray:
-    """slope · stored + intercept in float32, in float64 where it is stored so; plane by plane, as it can be large."""
+    """slope · stored + intercept in float32, or in float64 if it is stored so; plane by plane, because arrays can be
+    large."""
     rescaled = np.empty(values.shape, np.float64 if values.dtype == np.float64 else np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for target, plane in zip(rescaled, values, strict=True):
