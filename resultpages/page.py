@@ -1,4 +1,4 @@
-"""A page from a template. Whatever a value holds is text: it is escaped."""
+"""Makes a page from a template. All values are treated as text and escaped."""
 
 import base64
 import functools
@@ -12,14 +12,15 @@ from markupsafe import Markup
 
 FOLDER = Path(__file__).parent
 SECTION = ("<!-- begin: more -->", "<!-- end: more -->")
-"""In a registration's page: between them lies what is measured later."""
+"""Marks in the page of a registration; the section that is measured later lies between them."""
 
 
 def render(template: str, *, scripts: Sequence[str] = (), run_later: Sequence[str] = (), **values: Any) -> str:
     """The text of a page: a whole HTML document.
 
-    ``template`` and ``scripts`` are names in ``templates/`` and ``static/``. The page's policy lets it load nothing,
-    and run nothing but its scripts and those of ``run_later``: texts that a script takes from the page itself.
+    ``template`` and ``scripts`` are names in ``templates/`` and ``static/``. The security policy of the page forbids
+    loading anything. It allows only its own scripts and those of ``run_later``: texts that a script takes from the page
+    itself.
     """
     sources = [static(name) for name in scripts]
     hashes = " ".join(f"'sha256-{_digest(source)}'" for source in (*sources, *run_later)) or "'none'"
@@ -35,12 +36,12 @@ def render(template: str, *, scripts: Sequence[str] = (), run_later: Sequence[st
 
 
 def fragment(template: str, **values: Any) -> Markup:
-    """The text of a part of a page, which takes no scripts."""
+    """The text of a part of a page, without scripts."""
     return Markup(_environment().get_template(template).render(**values))
 
 
 def with_section(page: str, section: str) -> str:
-    """A page with another section in the place that its template leaves for one; as it is where there is none."""
+    """A page with the section at the place that its template reserves; unchanged if there is no such place."""
     before, begin, rest = page.partition(SECTION[0])
     _, end, after = rest.partition(SECTION[1])
     return f"{before}{begin}{section}{end}{after}" if begin and end else page
@@ -48,7 +49,7 @@ def with_section(page: str, section: str) -> str:
 
 @functools.cache
 def static(name: str) -> Markup:
-    """A file of ours in ``static/``: style or script, for the inside of an element of that kind."""
+    """One of our files in ``static/``, a style or script, as the content of such an element."""
     text = (FOLDER / "static" / name).read_text(encoding="utf-8")
     if "</" in text:
         raise ValueError(f"{name} holds '</', which would end its element")

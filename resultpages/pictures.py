@@ -1,4 +1,4 @@
-"""Pictures as parts of a page: their bytes are in their address."""
+"""Pictures as parts of a page, with their bytes in their address."""
 
 import base64
 import io
@@ -14,17 +14,17 @@ class Picture:
     """A picture on a page."""
 
     source: str
-    """data:image/..., all its bytes."""
+    """The address data:image/... with all bytes of the picture."""
     caption: str
     alt: str
-    """What it shows, in words, for those who do not see it."""
+    """A description for readers who cannot see the picture."""
     width: int = 0
     """Pixels."""
     height: int = 0
 
 
 def picture(pixels: UInt8[np.ndarray, "y x 3"], caption: str, alt: str) -> Picture:
-    """A picture of pixels, the first row above."""
+    """A picture of pixels, with the first row at the top."""
     height, width, _ = pixels.shape
     return Picture(jpeg(pixels), caption, alt, width, height)
 

@@ -1,6 +1,6 @@
-"""The viewer, NiiVue: a library of others that is fetched when the project is set up (`resultpages.fetch`).
+"""The viewer, NiiVue: a third-party library that is downloaded when the project is set up (`resultpages.fetch`).
 
-Where it is missing, or is another file than the one that was tested, pages go without: their pictures stand still.
+If it is missing, or is not the tested file, pages have no viewer, only still pictures.
 """
 
 import functools
@@ -19,19 +19,19 @@ INTEGRITY = "YMjQvJgD1W2b7DuoxkwlC4VxbrgIePRJ5qyQzXKxi2v2MBVg285P/CIQyg46oDDGDIc
 """SHA-512 of the package, base64."""
 MEMBER = "package/dist/niivue.umd.js"
 SHA256 = "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
-"""Of that file of it."""
+"""SHA-256 of the library file in the package."""
 PLACE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 LICENCE = (Path(__file__).parent / "static" / "niivue-licence.txt").read_text(encoding="utf-8")
-"""It asks to be shown wherever the library is."""
+"""The licence, which must be shown wherever the library is."""
 PARTS = (
     "gl-matrix, fflate, nifti-reader-js, array-equal, @lukeed/uuid and zarrita (MIT) and @ungap/structured-clone (ISC)"
 )
-"""Libraries of others in it."""
+"""Third-party libraries inside it."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """NiiVue's text, and how it lies in the page."""
+    """The text of NiiVue, and its form in the page."""
 
     source: str
     packed: str
@@ -39,13 +39,13 @@ class Library:
 
 @dataclass(frozen=True)
 class Layer:
-    """A volume that the viewer can show; all of a page's have one grid."""
+    """A volume that the viewer can show; all volumes of a page have one grid."""
 
     key: str
     title: str
     unit: str
     data: str
-    """Packed NIfTI. 0: nothing is shown there; 1 to 255: from low to high."""
+    """Packed NIfTI. 0: not shown; 1 to 255: from low to high."""
     low: float
     high: float
     logarithmic: bool
@@ -55,7 +55,7 @@ class Layer:
 
 @functools.cache
 def library(place: Path = PLACE) -> Library | None:
-    """What was fetched; None where there is nothing, or something else."""
+    """The downloaded library; None if there is none, or another file."""
     try:
         content = place.read_bytes()
     except OSError:
@@ -75,7 +75,7 @@ def layer(
     origin: Float[np.ndarray, " 3"],
     levels: int = 255,
 ) -> Layer:
-    """A volume in colours; NaN is where nothing is shown. ``axes`` and ``origin`` as for `nifti`.
+    """A volume in colours; NaN is not shown. ``axes`` and ``origin`` as for `nifti`.
 
     With fewer ``levels`` the values are rounded, which makes the page smaller.
     """

@@ -1,4 +1,4 @@
-"""Small volumes inside a page: NIfTI, one byte a voxel, gzip, base64."""
+"""Small volumes inside a page: NIfTI, one byte per voxel, gzip, base64."""
 
 import base64
 import gzip
@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 HEADER_BYTES = 352
-"""Of a NIfTI-1 header in one file with its voxels, and the four that say there is no extension."""
+"""Size of a NIfTI-1 header in one file with its voxels, and of the four bytes that say that there is no extension."""
 MILLIMETRES = 2
 
 
@@ -19,8 +19,8 @@ def nifti(
 ) -> bytes:
     """A NIfTI-1 file. ``axes`` are the world steps (mm) of the indices x, y, z as columns, LPS like ``origin``.
 
-    NIfTI's world is RAS: x and y change their sign. Volumes whose axes lie near LPS are stored backwards along x and y,
-    so that a viewer shows them as they are.
+    NIfTI's world coordinates are RAS: x and y change their sign. Volumes whose axes lie near LPS are stored backwards
+    along x and y, so that a viewer shows them in the right orientation.
     """
     flipped = voxels[:, ::-1, ::-1]
     size = voxels.shape[::-1]
@@ -37,9 +37,9 @@ def _header(size: tuple[int, ...], spacing: np.ndarray, rows: np.ndarray) -> byt
     struct.pack_into("<8h", header, 40, 3, *size, 1, 1, 1, 1)
     struct.pack_into("<2h", header, 70, 2, 8)  # unsigned bytes
     struct.pack_into("<8f", header, 76, 1.0, *spacing.tolist(), 0.0, 0.0, 0.0, 0.0)
-    struct.pack_into("<3f", header, 108, HEADER_BYTES, 1.0, 0.0)  # where the voxels begin; values are as stored
+    struct.pack_into("<3f", header, 108, HEADER_BYTES, 1.0, 0.0)  # start of the voxels; values are not rescaled
     struct.pack_into("<B", header, 123, MILLIMETRES)
-    struct.pack_into("<2h", header, 252, 0, 1)  # no quaternion; the rows, in the scanner's world
+    struct.pack_into("<2h", header, 252, 0, 1)  # no quaternion; the rows, in scanner coordinates
     struct.pack_into("<12f", header, 280, *rows.ravel().tolist())
     struct.pack_into("<4s", header, 344, b"n+1\0")
     return bytes(header)
