@@ -25,7 +25,7 @@ from tests.support.remembered import remembered
 COARSE = PrepareSettings(prealign_spacing_mm=8.0, prealign=PrealignSettings(iterations=10, deformed=(30, 20)))
 """Close to the default on phantoms, in a tenth of its time."""
 REMEMBERED = (
-    "algorithm.lungs._lungs",
+    "algorithm.lungs.mask._lungs",
     "algorithm.preparation.prepare.prealign",
     "algorithm.fields.inverse.inverse_and_residual",
     "algorithm.deliver.inverse_and_residual",
