@@ -1,10 +1,11 @@
-"""The ablation of Hering et al. 2021 (section 4.9, table 2), with less of everything: half resolution, few steps.
+"""The ablation of Hering et al. 2021 (section 4.9, table 2) on a small scale: half resolution, few steps.
 
     python -m training.ablation --bank runs/bank --validation runs/val --out runs/ablation
 
-Trains every configuration of training/config with the same number of steps at the finest level, and with its share of
-them at the coarser ones. Run again, it goes on where it was stopped; what is finished stays. OUT/<configuration>_<seed>
-holds the trainings, OUT/table.md the landmark errors and the rest, of the cascades alone: no refinement, no unfolding.
+Trains every configuration of training/config with the given steps of each level; configurations with fewer levels use
+the steps of the finest ones. If it is run again, it continues where it was stopped, and finished trainings stay.
+OUT/<configuration>_<seed> has the trainings. OUT/table.md has the landmark errors and the other measures of the
+cascades alone: no refinement, no unfolding.
 """
 
 import argparse
@@ -42,25 +43,25 @@ PAPER_TRE_MM = {
 """Configurations in the order of the table, and the paper's mean error on the ten DIR-Lab 4DCT pairs (its table 2; for
 VoxelMorph section 5.7)."""
 CONFIGS = (*PAPER_TRE_MM, "exact_field")
-"""Of the table's rows, the last has no counterpart in the paper."""
+"""The rows of the table. The last one has no counterpart in the paper."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Of one field of one validation pair."""
+    """Measures of one field of one validation pair."""
 
     tre_mm: float
     """Mean landmark error."""
     folding_fraction: float
-    """Of the voxels of the field's grid."""
+    """Share of the voxels of the field's grid that fold."""
     std_log_jacobian: float
-    """In the fixed lungs, folded voxels left out."""
+    """In the fixed lungs, without folded voxels."""
     dice: float
-    """Of the fixed and the warped moving lungs."""
+    """Overlap of the fixed and the warped moving lungs."""
 
 
 def reduced_settings(config: str, steps: tuple[int, ...], seed: int) -> TrainSettings:
-    """A configuration at half resolution, ``steps`` of the finest levels; the U-Nets halve once less."""
+    """A configuration at half resolution with ``steps``, those of the finest levels. The U-Nets halve once less."""
     settings = read_settings(CONFIG / f"{config}.toml")
     levels = len(settings.factors)
     return replace(
@@ -75,7 +76,7 @@ def reduced_settings(config: str, steps: tuple[int, ...], seed: int) -> TrainSet
 
 
 def finished(out: Path, settings: TrainSettings) -> bool:
-    """Whether OUT/weights are those of a whole training with these settings."""
+    """Whether OUT/weights are from a finished training with these settings."""
     manifest = out / "weights" / MANIFEST
     if not manifest.exists():
         return False
@@ -112,7 +113,7 @@ def measure(
 def measure_cascade(
     cascade: Cascade, pair: ValidationPair, lungs: tuple[LungMask, LungMask], device: str = "cpu"
 ) -> Measures:
-    """The measures of a cascade's field."""
+    """The measures of the field of a cascade."""
     images = pair.fixed.to(device), pair.grid, pair.moving.to(device), pair.moving_grid
     displacement, grid = cascade.to(device)(*images)
     return measure(pair, lungs, displacement.cpu(), grid)
@@ -132,7 +133,7 @@ def write_table(
     pairs: list[ValidationPair],
     device: str = "cpu",
 ) -> None:
-    """OUT/table.md; ``runs`` are the finished trainings of every configuration, of each seed at most one."""
+    """Write OUT/table.md. ``runs`` are the finished trainings of every configuration, at most one for each seed."""
     out.mkdir(parents=True, exist_ok=True)
     lungs = [lungs_of(pair) for pair in pairs]
     rows = [_row("pre-aligned", [[measure_none(p, m) for p, m in zip(pairs, lungs, strict=True)]])]
@@ -152,7 +153,7 @@ def write_table(
 
 
 def _row(config: str, measures: list[list[Measures]]) -> list[str]:
-    """Cells of a configuration from its measures by seed and pair; means over the seeds."""
+    """Table cells of a configuration from its measures by seed and pair: means over the seeds."""
     values = np.array([[list(asdict(m).values()) for m in of_seed] for of_seed in measures])
     tre, (_, folded, spread, dice) = values[:, :, 0].mean(0), values.mean((0, 1))
     mean = f"{tre.mean():.2f}"

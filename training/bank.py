@@ -1,10 +1,10 @@
-"""Simulates training pairs once, at the full resolution of the network, for training that has little time per step.
+"""Simulate training pairs once, at the full resolution of the network, for training with little time per step.
 
     python -m training.bank --train runs/train --out runs/bank --pairs 300
 
-OUT/1/00000.npz, … hold the pairs, OUT/2 the same at half the resolution, OUT/bank.json what they were made of. Noise
-and the like are left to training, which draws them anew in every step. Pairs that exist are kept, so that the command
-goes on where it was stopped.
+OUT/1/00000.npz, … are the pairs, OUT/2 has the same pairs at half the resolution, and OUT/bank.json describes how they
+were made. Noise and other effects of a scanner are not in the pairs: training draws them anew in every step. Existing
+pairs are kept, so the command continues where it was stopped.
 """
 
 import argparse
@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 REDUCTIONS = (1, 2)
 DESCRIPTION = "bank.json"
 SEEDS_OF_BANKS = 9
-"""Takes the place of the level in `training.train`: a bank draws no pair that training draws itself."""
+"""Replaces the level in the seeds of `training.train`, so that a bank has no pair that training itself draws."""
 
 
 def write_bank(
     train: Path, out: Path, pairs: int, seed: int, breath_holds: float = 0.5, real_motion: Path | None = None
 ) -> None:
-    """Pairs 0 to ``pairs`` - 1 of ``seed``; each one depends on seed and number only."""
+    """Write the pairs 0 to ``pairs`` - 1 of ``seed``. Each pair depends on seed and number only."""
     scans = [load_scan(path) for path in sorted(train.glob("*.npz"))]
     if not scans:
         raise InputError(f"{train} holds no .npz scans; training.data makes them")
@@ -55,7 +55,7 @@ def write_bank(
 
 
 def _describe(out: Path, content: dict[str, Any]) -> None:
-    """Writes ``content`` to OUT/bank.json; InputError where the pairs in OUT were made of something else."""
+    """Write ``content`` to OUT/bank.json; InputError if the pairs in OUT were made from something else."""
     content = json.loads(json.dumps(content))
     path = out / DESCRIPTION
     made = json.loads(path.read_text()) if path.exists() else None

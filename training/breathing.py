@@ -1,16 +1,16 @@
 """A simulator of breathing: from one scan, a pair with the exact displacement field inside the lungs.
 
-The scan is the moving image M. A random motion u (`training.random_motion`) gives the fixed image F(x) = M(x + u(x)),
-so the exact field is u itself, and the fixed lungs are the pulled-back mask; the motion's inverse is the exact field of
-the pair the other way round. There are two kinds, `AT_REST` and `BREATH_HOLD`. What else is drawn:
+The scan is the moving image M. A random motion u (`training.random_motion`) gives the fixed image F(x) = M(x + u(x)).
+So the exact field is u itself, and the fixed lungs are the warped mask. The inverse of the motion is the exact field of
+the swapped pair. There are two kinds of breathing, `AT_REST` and `BREATH_HOLD`. Other random effects:
 
-- sliding: around the lungs the body moves by another, smooth field, and shows soft tissue where they were;
-- density by conservation of mass: parenchyma becomes (HU + 1000) · (v · det(I + ∇u))^g - 1000, vessels stay; v is
-  the ratio of the lungs' volumes, which the affine part that was taken away would have changed. In a breath-hold g may
-  vary over the lungs: where air is trapped it is near 0;
-- for each image noise, reconstruction kernel, blur along z, an offset in HU; sometimes a truncated field of view.
+- sliding: around the lungs, the body moves by another, smooth field and shows soft tissue in place of the lungs;
+- density by conservation of mass: parenchyma becomes (HU + 1000) · (v · det(I + ∇u))^g - 1000, vessels do not change. v
+  is the ratio of the lungs' volumes, which stands for the removed affine part of the motion. In a breath-hold, g may
+  vary over the lungs: it is near 0 where air is trapped;
+- for each image: noise, reconstruction kernel, blur along z, an offset in HU, sometimes a truncated field of view.
 
-How long and how rough the motion is was set by real correspondences: `training.motion` shows both.
+Length and roughness of the motion agree with real correspondences: `training.motion` shows both.
 
 Only torch and numpy are needed.
 """
@@ -30,22 +30,22 @@ from training.random_motion import MotionSettings, RealMotions, draw_motion, ran
 SOFT_TISSUE_HU = 30.0
 FAT_HU = -100.0
 RIM = 1
-"""Voxels around the lung mask that may be part lung."""
+"""Width, in voxels, of the rim around the lung mask whose voxels may be partly lung."""
 
 
 @dataclass(frozen=True)
 class BreathingSettings:
-    """Ranges to draw from. Lengths in mm."""
+    """Ranges of the random values. Lengths in mm."""
 
     motion: MotionSettings = field(default_factory=MotionSettings)
     body_mm: float = 5.0
-    """Standard deviation of the body's affine motion relative to the lungs', at the surface."""
+    """Standard deviation of the body's affine motion relative to the lungs, at the surface."""
     volume_ratio: float = 1.35
-    """Largest ratio of the lungs' volumes, either way; seen in the density only."""
+    """Maximum ratio of the lungs' volumes, in both directions. It changes only the density."""
     trapping: float = 0.0
     """Probability that some regions keep their density."""
     noise_hu: float = 30.0
-    """Largest standard deviation of the noise."""
+    """Maximum standard deviation of the noise."""
     offset_hu: float = 15.0
     truncation: float = 0.1
     """Probability of a field of view that ends within the lungs."""
@@ -68,7 +68,7 @@ BREATH_HOLD = BreathingSettings(
     noise_hu=60.0,
     truncation=0.2,
 )
-"""Full inspiration to full expiration, of healthy and of emphysematous lungs."""
+"""Full inspiration to full expiration, healthy and emphysematous lungs."""
 
 
 def simulate(
@@ -91,7 +91,7 @@ def deformed(
     settings: BreathingSettings = AT_REST,
     real: RealMotions | None = None,
 ) -> TrainingPair:
-    """The pair before scanner and reconstruction leave their marks (`scanned`)."""
+    """The pair before the effects of scanner and reconstruction (`scanned`)."""
     coarse_lungs, coarse = lungs, grid
     while min(coarse.spacing) < settings.motion.spacing_mm:
         coarse_lungs, coarse = downsample(coarse_lungs), coarse.coarsened(2)
@@ -111,7 +111,7 @@ def deformed(
 def _density(
     determinant: Tensor, coarse: Grid, grid: Grid, generator: torch.Generator, settings: BreathingSettings
 ) -> Float[Tensor, "1 1 z y x"]:
-    """(v · det)^g; with trapped air g falls towards 0 in regions of some centimetres."""
+    """(v · det)^g. With trapped air, g decreases towards 0 in regions of some centimetres."""
     volume = settings.volume_ratio ** uniform(generator, -1.0, 1.0)
     exponent: Tensor | float = uniform(generator, 0.5, 1.2)
     if uniform(generator) < settings.trapping:
@@ -136,10 +136,10 @@ def _on(grid: Grid, values: Tensor, coarse: Grid) -> Tensor:
 def _pulled(
     scan: Tensor, lungs: Tensor, fixed_lungs: Tensor, displacement: Tensor, body: Tensor, grid: Grid, density: Tensor
 ) -> Float[Tensor, "1 1 z y x"]:
-    """M(x + u(x)) with the density of the parenchyma changed; around the lungs, tissue moved by the ``body`` field b.
+    """M(x + u(x)) with the new density of the parenchyma. Around the lungs, tissue moves by the ``body`` field b.
 
-    With B the body without lungs and L the fixed lungs: M(x + u) + (1 - L(x)) (B(x + b) - B(x + u)). So the lungs and
-    their blurred edge, M - B, move by u only, and where b = u the image is M(x + u) throughout.
+    With B the body without lungs and L the fixed lungs, it is M(x + u) + (1 - L(x)) (B(x + b) - B(x + u)). So the lungs
+    and their blurred edge, M - B, move by u only. Where b = u, the image is M(x + u) everywhere.
     """
     alone = _without_lungs(scan, lungs)
     pulled, tissue = warp(torch.cat([scan, alone], dim=1), grid, displacement, grid).split(1, dim=1)
@@ -150,7 +150,7 @@ def _pulled(
 
 
 def _without_lungs(scan: Tensor, lungs: Tensor) -> Tensor:
-    """The scan with soft tissue for the lungs, and around them fat for what is darker: voxels that are part lung."""
+    """The scan with soft tissue in place of the lungs. In a rim around them, darker voxels (partly lung) become fat."""
     around = F.max_pool3d(lungs, 2 * RIM + 1, stride=1, padding=RIM) > 0
     return torch.where(lungs > 0.5, SOFT_TISSUE_HU, torch.where(around, scan.clamp(min=FAT_HU), scan))
 
@@ -164,7 +164,7 @@ def _truncated(scan: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
 
 
 def _scanned(image: Tensor, generator: torch.Generator, settings: BreathingSettings) -> Tensor:
-    """Noise of random strength and grain, kernel (soft or sharp), blur along z (thick slices), an offset."""
+    """The image with noise of random strength and grain, soft or sharp kernel, blur along z (thick slices), offset."""
     noise = torch.randn(image.shape, generator=generator).to(image)
     grain = uniform(generator)
     noise = (1 - grain) * noise + grain * 3 * F.avg_pool3d(noise, 3, stride=1, padding=1)

@@ -1,9 +1,9 @@
-"""Learning curves of one training, or of several that follow each other.
+"""Learning curves of one training, or of several consecutive trainings.
 
     python -m training.curve RUN... --out curve.png
 
-Left the landmark error of every validation pair and their mean, right the distance from the exact field in the lungs of
-the training pairs, both over the steps; levels are shaded.
+Left: the landmark error of every validation pair, and their mean. Right: the distance from the exact field in the lungs
+of the training pairs. Both are plotted over the steps; each level has its own background colour.
 """
 
 import argparse
@@ -26,22 +26,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Stage:
-    """What the log says of one level of one training."""
+    """The log of one level of one training."""
 
     level: int
     series: dict[str, Series]
 
     @property
     def steps(self) -> int:
-        """The last step that the log tells of."""
+        """The last step in the log."""
         return max(int(steps[-1]) for steps, _ in self.series.values())
 
 
 def read_stages(log: Path) -> list[Stage]:
-    """The levels in a log.csv, coarse to fine, those without steps left out.
+    """The levels in a log.csv, coarse to fine, without levels that have no steps.
 
-    A training that was killed and resumed logs some steps twice: the later value counts. InputError where the file is
-    no such log.
+    A training that was killed and resumed logs some steps twice: the later value counts. InputError if the file is not
+    such a log.
     """
     values: dict[int, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     try:
@@ -55,7 +55,7 @@ def read_stages(log: Path) -> list[Stage]:
 
 
 def _with_mean(values: dict[str, dict[int, float]]) -> dict[str, Series]:
-    """Series of the values by step, and the mean landmark error at the steps that all pairs have."""
+    """Series of the values by step, and of the mean landmark error at the steps that all pairs have."""
     pairs = validation(values)
     steps = set.intersection(*(set(points) for points in pairs.values())) if pairs else set()
     mean = {step: float(np.mean([points[step] for points in pairs.values()])) for step in steps}
@@ -63,7 +63,7 @@ def _with_mean(values: dict[str, dict[int, float]]) -> dict[str, Series]:
 
 
 def validation(series: dict[str, T]) -> dict[str, T]:
-    """The landmark errors among the series: those of pairs whose foldings are told as well."""
+    """The landmark errors among the series: the pairs that also have a series of their foldings."""
     return {name: values for name, values in series.items() if f"{name} folded" in series}
 
 
@@ -73,7 +73,7 @@ def _sorted(points: dict[int, float]) -> Series:
 
 
 def chained(stages: list[Stage]) -> dict[str, Series]:
-    """Every series over all stages, steps counted on from stage to stage."""
+    """Every series over all stages; the steps continue from stage to stage."""
     joined: dict[str, list[Series]] = defaultdict(list)
     first = 0
     for stage in stages:
@@ -84,7 +84,7 @@ def chained(stages: list[Stage]) -> dict[str, Series]:
 
 
 def plot(stages: list[Stage], out: Path) -> None:
-    """The picture."""
+    """Write the plot to ``out``."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -114,13 +114,13 @@ def plot(stages: list[Stage], out: Path) -> None:
 
 
 def running_median(values: np.ndarray, window: int = 9) -> np.ndarray:
-    """Of ``window`` (odd) neighbours, of fewer at the ends."""
+    """Running median over ``window`` (odd) neighbours, over fewer at the ends."""
     half = window // 2
     return np.array([np.median(values[max(0, i - half) : i + half + 1]) for i in range(len(values))])
 
 
 def _shade(axes: Any, stages: list[Stage]) -> None:
-    """A shade for every level, and its number above."""
+    """Draw a background colour for every level, and its number above."""
     first = 0
     for level, group in itertools.groupby(stages, lambda stage: stage.level):
         steps = sum(stage.steps for stage in group)

@@ -3,9 +3,9 @@
     python -m training.data SCANS OUT            single scans (files) to train on
     python -m training.data --pairs PAIRS OUT    pairs (folders with fixed, moving, *_landmarks.csv) to validate on
 
-A scan lies on its network grid (the box around its lungs); HU of the lung window in 7 bits (9 HU a step, less than the
-noise), lung mask in 1 bit: about 3 MB. A pair is prepared as the
-algorithm does it; its moving landmarks are kept in the moving world.
+A scan lies on its network grid (the box around its lungs). HU of the lung window take 7 bits (9 HU per step, less than
+the noise), the lung mask takes 1 bit: about 3 MB. A pair is prepared as in the algorithm. Its moving landmarks stay in
+the moving world.
 """
 
 import argparse
@@ -62,7 +62,7 @@ class ValidationPair:
     moving_landmarks_mm: np.ndarray
 
     def tre_mm(self, displacement: Float[Tensor, "1 3 z y x"] | None = None, grid: Grid | None = None) -> np.ndarray:
-        """Landmark errors (n,) of affine(x + u(x)), mm; None: u = 0."""
+        """Landmark errors (n,) of affine(x + u(x)), in mm; None means u = 0."""
         points = self.fixed_landmarks_mm
         if displacement is not None:
             points = points + displacement_at(torch.tensor(points), displacement, grid or self.grid).numpy()
@@ -71,7 +71,7 @@ class ValidationPair:
 
 
 def load_scan(path: Path) -> TrainingScan:
-    """A packed scan."""
+    """Load a packed scan."""
     with np.load(path) as data:
         grid = packed_grid(data)
         bits = np.frombuffer(bz2.decompress(data["lungs"].tobytes()), np.uint8)
@@ -82,7 +82,7 @@ def load_scan(path: Path) -> TrainingScan:
 
 
 def load_validation_pair(path: Path) -> ValidationPair:
-    """A packed pair."""
+    """Load a packed pair."""
     with np.load(path) as data:
         grid, moving_grid = packed_grid(data, "fixed_"), packed_grid(data, "moving_")
         return ValidationPair(
@@ -110,7 +110,7 @@ def codes(voxels: Float[Tensor, "1 1 z y x"], highest: int = 255) -> np.ndarray:
 
 
 def _packed(voxels: Float[Tensor, "1 1 z y x"]) -> np.ndarray:
-    """7-bit codes by bzip2, a fifth smaller than what .npz would make of them."""
+    """7-bit codes, compressed by bzip2: a fifth smaller than in a compressed .npz."""
     return np.frombuffer(bz2.compress(codes(voxels, SEVEN_BITS).tobytes()), np.uint8)
 
 
@@ -120,7 +120,7 @@ def _unpacked(packed: np.ndarray, grid: Grid) -> Float[Tensor, "1 1 z y x"]:
 
 
 def grid_arrays(grid: Grid, prefix: str = "") -> dict[str, np.ndarray]:
-    """A grid as arrays whose names begin with ``prefix``."""
+    """A grid as arrays. Their names begin with ``prefix``."""
     return {prefix + name: np.array(value) for name, value in asdict(grid).items()}
 
 
@@ -169,7 +169,7 @@ def pack_pair(source: Path, target: Path) -> None:
 
 
 def save_arrays(target: Path, arrays: dict[str, np.ndarray]) -> None:
-    """One .npz under exactly this name, or nothing."""
+    """Write one .npz with exactly this name, completely or not at all."""
     partial = target.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
@@ -177,7 +177,7 @@ def save_arrays(target: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def main() -> None:
-    """Packs every scan (or pair) that is not packed yet."""
+    """Pack every scan (or pair) that is not packed yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", action="store_true", help="SOURCE holds folders with pairs")
     parser.add_argument("source", type=Path, nargs="+", help="files, or folders with --pairs")

@@ -1,15 +1,15 @@
-"""Fits what the expected error is estimated with (`algorithm.fields.expected_error`), on simulated pairs.
+"""Fit the model of the expected error (`algorithm.fields.expected_error`) on simulated pairs.
 
     python -m training.expected_error --bank runs/bank/1 --pairs 40 [--only cascade]
 
-The pairs are those of a bank (`training.bank`) with noise, kernel and offset. Some are turned and shifted, by up to
-some 20° and 20 mm, and of some one scan is cut. All are pre-aligned as the program does it, so that registrations fail
-where they fail in practice, and no more often. (A first fit took pairs that were misplaced *after* the pre-alignment,
-half of them. Where these failed, both directions failed alike, with errors of up to three times their distance. The
-exponents became too large, and the errors of real breath-holds were overestimated by a third.)
+The pairs are from a bank (`training.bank`), with noise, kernel and offset. Some pairs are rotated and shifted, by up to
+some 20° and 20 mm. In some pairs, one scan is cut. All pairs are pre-aligned as in the program, so that registrations
+fail where they fail in practice, and not more often. (In a first fit, half of the pairs were misplaced *after* the
+pre-alignment. Where these failed, both directions failed in the same way, with errors of up to three times their
+distance. The exponents became too large, and the errors of real breath-holds were overestimated by a third.)
 
-Each pair is registered with ``off``, ``fast`` and ``full``; the fields' exact errors in the lungs are explained by the
-distance of the two directions, see `fitted`. The result is written into the manifest of the weights.
+Each pair is registered with ``off``, ``fast`` and ``full``. The exact errors of the fields in the lungs are predicted
+from the distance of the two directions, see `fitted`. The result is written into the manifest of the weights.
 """
 
 import argparse
@@ -42,40 +42,40 @@ log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
 POINTS = 4000
-"""Of each result, at random in the lungs."""
+"""Number of random points in the lungs for each result."""
 MOST_DEGREES, MOST_SHIFT_MM = 20.0, 20.0
 MISPLACED, CUT = 0.3, 0.4
-"""Shares of the pairs that are turned and shifted, and of those of which one scan is cut."""
+"""Share of the pairs that are rotated and shifted, and share of the pairs in which one scan is cut."""
 CORNER = 0.1
-"""The absolute value is rounded off below, so that it has a derivative everywhere."""
+"""Below about this value, the absolute value is smoothed, so that it has a derivative everywhere."""
 
 Sample = tuple[np.ndarray, np.ndarray]
-"""Features (p, 2) and errors (p,) in mm at some places."""
+"""Features (p, 2) and errors (p,) in mm at some positions."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A simulated pair as the program meets it."""
+    """A simulated pair, as input of the program."""
 
     fixed: Subject
     moving: Subject
     displacement: Float[Tensor, "1 3 z y x"]
-    """Exact, in mm."""
+    """The exact displacement (mm)."""
     grid: Grid
-    """Of the displacement."""
+    """The grid of the displacement."""
 
     def truth(self, pair: Prepared, grid: Grid) -> Float[Tensor, "1 3 z y x"]:
-        """What should have been found in front of the pre-alignment, mm on ``grid``."""
+        """The exact displacement before the pre-alignment's affine map, mm on ``grid``."""
         return with_affine(resample(self.displacement, self.grid, grid), grid, pair.affine.inverse())
 
 
 def drawn(path: Path, number: int) -> Drawn:
-    """A pair of the bank: noisy, some of them turned and shifted, some cut."""
+    """A pair of the bank, with noise. Some pairs are rotated and shifted, and some are cut."""
     generator, chance = torch.Generator().manual_seed(77_000_000 + number), np.random.default_rng(number)
     pair = load_pair(path)
     if torch.rand((), generator=generator) < 0.5:
         pair = pair.swapped()
-    pair = scanned(pair, generator, BREATH_HOLD if number % 2 else AT_REST)  # as noisy as such scans are
+    pair = scanned(pair, generator, BREATH_HOLD if number % 2 else AT_REST)  # noise of this kind of scan
     rigid = misplaced(pair.grid, chance) if chance.random() < MISPLACED else Affine()
     fixed = simulated_subject(pair.fixed, pair.fixed_lungs, pair.grid)
     moving = simulated_subject(pair.moving, pair.moving_lungs, pair.moving_grid)
@@ -86,7 +86,7 @@ def drawn(path: Path, number: int) -> Drawn:
 
 
 def misplaced(grid: Grid, chance: np.random.Generator) -> Affine:
-    """A rotation about the middle and a shift, from none to the largest: a patient who lies otherwise."""
+    """A random rotation about the middle and a shift: a patient in another position."""
     size = chance.random()
     turn = np.deg2rad(MOST_DEGREES * size) * chance.normal(size=3) / np.sqrt(3)
     rotation = Rotation.from_rotvec(turn).as_matrix()
@@ -96,18 +96,18 @@ def misplaced(grid: Grid, chance: np.random.Generator) -> Affine:
 
 
 def simulated_subject(hu: Tensor, lungs: Tensor, grid: Grid) -> Subject:
-    """A scan with its lungs, as the program takes them."""
+    """A scan with its lungs, as input of the program."""
     return Subject(Image(hu, grid, Path("simulated")), LungMask(lungs > 0.5, grid))
 
 
 def carried(scan: Subject, rigid: Affine) -> Subject:
-    """The scan where a rigid map of the world carries it."""
+    """The scan moved by a rigid map of the world."""
     grid = moved(scan.image.grid, rigid)
     return Subject(replace(scan.image, grid=grid), replace(scan.lungs, grid=grid))
 
 
 def cut(scan: Subject, chance: np.random.Generator) -> Subject:
-    """Without up to half of its voxels, from one end of the index axis x or z."""
+    """The scan without up to half of its voxels, at one end of the index axis x or z."""
     axis = int(chance.choice([0, 2]))
     size = list(scan.image.grid.size)
     missing = round(0.5 * chance.random() * size[axis])
@@ -122,7 +122,7 @@ def cut(scan: Subject, chance: np.random.Generator) -> Subject:
 
 
 def sample(pair: Prepared, drawn: Drawn, result: Refined, seed: int) -> Sample:
-    """Features and errors of one result, where `algorithm.registration.estimate` would speak."""
+    """Features and errors of one result, where `algorithm.registration.estimate` would give an estimate."""
     if result.inconsistency_mm is None:
         raise InputError("the cascade has no level for a second opinion, expected one of a half resolution")
     grid = pair.grid.coarsened()
@@ -137,7 +137,7 @@ def sample(pair: Prepared, drawn: Drawn, result: Refined, seed: int) -> Sample:
 
 
 def samples(path: Path, number: int, weights: LoadedCascade, refinements: list[str]) -> tuple[Sample, list[Sample]]:
-    """Of a pair's cascade, and of its refinements."""
+    """The sample of a pair's cascade, and the samples of its refinements."""
     pair = drawn(path, number)
     fixed, moving = pair.fixed, pair.moving
     prepared = prepare(fixed, moving, weights.cascade.settings.network_size)
@@ -148,14 +148,14 @@ def samples(path: Path, number: int, weights: LoadedCascade, refinements: list[s
 
 
 def fitted(some: list[Sample]) -> ErrorModel:
-    """Right at every place, and right in the mean over each result.
+    """The model that fits at every position, and in the mean over each result.
 
     With m the modelled and e the true error, both with c, it minimises the mean over all results of
 
         mean(log m + e/m) + |log(mean m / mean e)|.
 
-    The first term is the gamma regression: it asks of the mean of e, given the features, that it be m. The second one
-    counts every result once, by the factor by which it is wrong, so that few large failures do not decide for all.
+    The first term is the gamma regression: it is smallest where m is the mean of e, given the features. The second term
+    counts every result once, by the factor of its error, so that few large failures do not dominate.
     """
     both = [(torch.from_numpy(x).double(), torch.from_numpy(e).double()) for x, e in some]
     data = [(x, e.clamp(max=MOST_MM) + OFFSET_MM) for x, e in both]
@@ -179,9 +179,9 @@ def fitted(some: list[Sample]) -> ErrorModel:
 
 
 def fit(bank: Path, pairs: int, weights: Path, refinements: list[str]) -> ErrorModels:
-    """Fits on so many pairs of a bank; without ``refinements`` the refined model stays what it was.
+    """Fit on the first ``pairs`` pairs of a bank; without ``refinements`` the refined model does not change.
 
-    InputError where there are no pairs. Those of which too little is left to pre-align are passed over.
+    InputError if the bank has no pairs. Pairs whose scans share too little for a pre-alignment are left out.
     """
     paths = sorted(bank.glob("*.npz"))[:pairs]
     if not paths:

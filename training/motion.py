@@ -1,11 +1,11 @@
-"""Statistics of breathing motion, real and simulated, side by side: the evidence for `training.breathing`.
+"""Compare statistics of real and simulated breathing motion: the evidence for `training.breathing`.
 
     python -m training.motion --real lung250m/*.csv --l2r keypoints/*.csv --train runs/train --out docs/motion.png
 
-Real motion comes as correspondences (x, y, z of the fixed and of the moving point). What the cascade sees of it is what
-an affine pre-alignment leaves, so the least-squares affine map over the points is taken away first, from the simulated
-motion as well. Of the rest, two things are compared: how long it is, and how rough: the root mean square difference of
-two residuals as a function of the distance of their points (a variogram), relative to their root mean square length.
+Real motion comes as correspondences (x, y, z of the fixed and of the moving point). The cascade gets pre-aligned pairs,
+so the least-squares affine map over the points is removed first, from the simulated motion as well. Two properties of
+the remaining motion are compared: its length and its roughness. The roughness is a variogram: the root mean square
+difference of two residuals as a function of the distance of their points, relative to their root mean square length.
 """
 
 import argparse
@@ -31,27 +31,27 @@ log = logging.getLogger(__name__)
 
 LAGS_MM = ((3.0, 8.0), (8.0, 14.0), (14.0, 26.0), (26.0, 50.0), (50.0, 90.0))
 L2R_SPACING_MM = (1.75, 1.25, 1.75)
-"""Voxels of the Learn2Reg LungCT keypoint files, x, y, z."""
+"""Voxel spacing of the Learn2Reg LungCT keypoint files, x, y, z."""
 NOTHING_MM = 1e-6
-"""A motion whose residual is shorter is affine: what is left is rounding, and has no shape."""
+"""A motion with a shorter residual is affine: the residual is only rounding."""
 
 
 @dataclass(frozen=True)
 class MotionStatistics:
-    """Of the motion of one pair, after its affine part; shares and variogram are nan if nothing is left."""
+    """Statistics of the motion of one pair without its affine part. Shares and variogram are nan if it is affine."""
 
     mean_mm: float
     p95_mm: float
     shares: tuple[float, float, float]
-    """Root mean square of the x, y and z component, relative to that of the vectors."""
+    """Root mean square of the x, y and z components, relative to that of the vectors."""
     variogram: tuple[float, ...]
-    """For each range of `LAGS_MM`; √2 where residuals are independent, nan where no two points are so far apart."""
+    """A value for each range of `LAGS_MM`: √2 where residuals are independent, nan without pairs of points there."""
 
 
 def statistics(
     points: Float[np.ndarray, "n 3"], vectors: Float[np.ndarray, "n 3"], number: int = 3000
 ) -> MotionStatistics:
-    """Statistics of ``vectors`` (mm) at ``points`` (mm); of at most ``number`` points, drawn with a fixed seed."""
+    """Statistics of ``vectors`` (mm) at ``points`` (mm), from at most ``number`` points, drawn with a fixed seed."""
     generator = np.random.default_rng(0)
     if len(points) > number:
         chosen = generator.choice(len(points), number, replace=False)
@@ -77,9 +77,9 @@ def _root_mean(values: np.ndarray) -> float:
 
 
 def correspondences(path: Path, spacing_mm: tuple[float, ...] = (1.0, 1.0, 1.0)) -> tuple[np.ndarray, np.ndarray]:
-    """Points and vectors (mm) of a csv of six columns without a header, in units of ``spacing_mm``.
+    """Points and vectors (mm) from a csv of six columns without a header, in units of ``spacing_mm``.
 
-    InputError for anything else.
+    InputError for any other file.
     """
     expected = "expected six numbers a line: x, y, z of the fixed and of the moving point"
     try:
@@ -102,7 +102,7 @@ def of_pair(pair: TrainingPair) -> MotionStatistics:
 
 
 def plot(real: dict[str, list[MotionStatistics]], out: Path) -> None:
-    """Box plots of every group of ``real`` (simulated ones among them): length and variogram."""
+    """Write box plots of length and variogram for every group of ``real``, which has the simulated groups, too."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -155,7 +155,7 @@ def main() -> None:
 
 
 def summary(group: list[MotionStatistics]) -> str:
-    """Medians over the pairs of a group on one line; pairs without a value are left out."""
+    """Medians over the pairs of a group, in one line; pairs without a value are left out."""
     low, middle, high = np.percentile([s.mean_mm for s in group], (0, 50, 100))
     ratio = _medians([(s.p95_mm / s.mean_mm if s.mean_mm > 0 else math.nan,) for s in group])
     shares, variogram = _medians([s.shares for s in group]), _medians([s.variogram for s in group])
@@ -173,7 +173,7 @@ def _medians(rows: Sequence[tuple[float, ...]]) -> np.ndarray:
 def simulated_statistics(
     folder: Path, number: int, kind: BreathingSettings, real: RealMotions | None
 ) -> list[MotionStatistics]:
-    """Of ``number`` simulated pairs of one kind, at half the resolution of the packed scans."""
+    """Statistics of ``number`` simulated pairs of one kind, at half the resolution of the packed scans."""
     scans = [load_scan(path).reduced(2) for path in sorted(folder.glob("*.npz"))]
     if not scans:
         raise InputError(f"{folder} holds no .npz scans; training.data makes them")

@@ -1,7 +1,7 @@
-"""Muon for the convolutions, Adam for the rest: it learns faster here than Adam alone.
+"""Muon for the convolutions, Adam for the other parameters: here this learns faster than Adam alone.
 
-Muon (Jordan et al. 2024) replaces the momentum of a weight matrix by the nearest orthogonal matrix; the kernels of a
-convolution are such a matrix, output channels × (input channels · taps). Norms, biases and the last layer keep Adam.
+Muon (Jordan et al. 2024) replaces the momentum of a weight matrix by the nearest orthogonal matrix. The kernels of a
+convolution are such a matrix: output channels × (input channels · taps). Norms, biases and the last layer use Adam.
 """
 
 import math
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 20
-"""Steps over which the learning rate rises at the start."""
+"""Number of steps in which the learning rate rises at the start."""
 
 
 class Optimiser:
-    """Optimiser and learning rate of one U-Net over ``steps`` steps: a short rise, then a cosine to a tenth."""
+    """Optimiser of one U-Net over ``steps`` steps. The learning rate rises briefly, then a cosine falls to a tenth."""
 
     def __init__(self, network: nn.Module, learning_rate: float, steps: int, muon: bool = True) -> None:
         # the last layer has three outputs
         kernels = [p for p in network.parameters() if p.ndim == 5 and p.shape[0] > 3] if muon else []
         self._parameters = list(network.parameters())
-        self._matrices = [(p, nn.Parameter(p.detach().view(len(p), -1))) for p in kernels]  # sharing their memory
+        self._matrices = [(p, nn.Parameter(p.detach().view(len(p), -1))) for p in kernels]  # views of the same memory
         others = [p for p in self._parameters if all(p is not kernel for kernel in kernels)]
         self._parts: list[torch.optim.Optimizer] = [torch.optim.Adam(others, lr=learning_rate)]
         if kernels:
@@ -36,7 +36,7 @@ class Optimiser:
         self._schedules = [torch.optim.lr_scheduler.LambdaLR(part, rate) for part in self._parts]
 
     def step(self, loss: Tensor) -> None:
-        """One step down the gradient of ``loss``, whose length is cut at 1."""
+        """One step down the gradient of ``loss``. The gradient's length is limited to 1."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -48,7 +48,7 @@ class Optimiser:
             schedule.step()
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """For the checkpoint."""
+        """The state for the checkpoint."""
         return [part.state_dict() for part in self._parts] + [schedule.state_dict() for schedule in self._schedules]
 
     def load_state_dict(self, state: list[dict[str, Any]]) -> None:

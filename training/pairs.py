@@ -1,4 +1,4 @@
-"""One pair to train on, and its file: written once, used in many steps."""
+"""A training pair and its file, which is written once and used in many steps."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,13 +23,13 @@ class TrainingPair:
     """0 to 1."""
     moving_lungs: Float[Tensor, "1 1 zm ym xm"]
     displacement: Float[Tensor, "1 3 zd yd xd"]
-    """mm; right inside the fixed lungs."""
+    """mm; correct inside the fixed lungs."""
     backward: Float[Tensor, "1 3 zd yd xd"]
-    """mm, on the same grid: the displacement from the moving to the fixed image, right inside the moving lungs."""
+    """mm, on the same grid: the displacement from the moving to the fixed image, correct inside the moving lungs."""
     grid: Grid
     moving_grid: Grid
     displacement_grid: Grid
-    """May be coarser than ``grid``: the field between its voxels is the trilinear one."""
+    """It may be coarser than ``grid``: between its voxels, the field is trilinear."""
 
     def reduced(self, factor: int) -> "TrainingPair":
         """Images and lungs at 1/factor of their resolution."""
@@ -44,7 +44,7 @@ class TrainingPair:
         )
 
     def swapped(self) -> "TrainingPair":
-        """Fixed for moving."""
+        """The pair with fixed and moving exchanged."""
         return TrainingPair(
             self.moving,
             self.fixed,
@@ -58,7 +58,7 @@ class TrainingPair:
         )
 
     def cropped(self, start: Size, size: Size) -> "TrainingPair":
-        """A part (x, y, z voxels) of the fixed image; the moving one stays whole."""
+        """The pair with a part of the fixed image (x, y, z voxels). The moving image stays complete."""
         x, y, z = (slice(first, first + n) for first, n in zip(start, size, strict=True))
         return replace(
             self,
@@ -74,7 +74,7 @@ class TrainingPair:
 
 
 def save_pair(path: Path, pair: TrainingPair) -> None:
-    """HU of the lung window and lungs in 8 bits, displacements in half precision (0.004 mm at 8 mm)."""
+    """Write a pair: HU of the lung window and lungs in 8 bits, displacements in half precision (0.004 mm at 8 mm)."""
     arrays = {
         "fixed": codes(pair.fixed),
         "moving": codes(pair.moving),

@@ -2,17 +2,17 @@
 
     u = A ∘ exp(v) - id        and back: exp(-v) ∘ A⁻¹ - id
 
-v is a velocity, A an affine map near the identity: what the pre-alignment leaves. exp(v) is the flow of v after unit
-time, the composition of 2ⁿ equal small steps (scaling and squaring, Arsigny et al. 2006); each is injective since its
-gradient is below `STEEPEST_STEP`. What is drawn for v:
+v is a velocity. A is an affine map near the identity: the error of the pre-alignment. exp(v) is the flow of v after
+unit time, the composition of 2ⁿ equal small steps (scaling and squaring, Arsigny et al. 2006). Each step is injective,
+because its gradient is below `STEEPEST_STEP`. v is drawn from
 
-- motion of a real pair, brought to the box of these lungs (`training.real_motion`), or
-- the diaphragm: cranio-caudal motion that grows from apex to base by a power law and is stronger behind, with domes
-  that change their shape; the chest wall moves to the front and sides with it;
-- local detail: cubic B-spline fields on control grids of 96, 48, 24 and 12 mm.
+- the motion of a real pair, scaled to the box of these lungs (`training.real_motion`), or
+- the diaphragm: cranio-caudal motion that grows from apex to base by a power law and is stronger at the back, with
+  domes that change their shape; the chest wall moves to the front and the sides with it;
+- local detail, added to either: cubic B-spline fields on control grids of 96, 48, 24 and 12 mm.
 
-The best affine map over the lungs is taken away, in v and again in exp(v), since the cascade sees pre-aligned pairs.
-The rest is scaled to a drawn mean length, or less, where it would be longer than `most_motion_mm` anywhere.
+The best affine map over the lungs is removed, from v and again from exp(v), because the cascade gets pre-aligned pairs.
+The rest of v is scaled to a random mean length. It is scaled less if v would be longer than `most_motion_mm` anywhere.
 """
 
 import math
@@ -36,45 +36,45 @@ from algorithm.geometry import (
 )
 
 STEEPEST_STEP = 0.3
-"""Largest gradient of one small step, by finite differences; 1 would fold."""
+"""Maximum gradient of one small step, by finite differences; a gradient of 1 would fold."""
 
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """Ranges to draw from. Lengths in mm."""
+    """Ranges of the random values. Lengths in mm."""
 
     diaphragm_mm: float = 25.0
-    """Largest cranio-caudal motion of the base, before the affine part is taken away."""
+    """Maximum cranio-caudal motion of the base, before the affine part is removed."""
     dome: float = 0.0
-    """Largest motion of a dome beside that of the diaphragm, relative to it."""
+    """Maximum additional motion of a dome, relative to ``diaphragm_mm``."""
     detail_spacing_mm: tuple[float, ...] = (96.0, 48.0, 24.0, 12.0)
     """Control point distances of the B-spline fields."""
     detail_mm: tuple[float, ...] = (4.0, 2.0, 1.0, 0.45)
-    """Standard deviation of their components; each is drawn between 0 and twice this."""
+    """Standard deviation of the components of these fields. Each is drawn between 0 and twice this value."""
     real: float = 0.0
-    """Probability of a real pair's motion in place of diaphragm and coarse detail."""
+    """Probability of a real pair's motion in place of the diaphragm."""
     real_detail: float = 0.3
-    """Local detail beside a real pair's motion, relative to ``detail_mm``: those are smoothed."""
+    """Local detail added to a real pair's motion, relative to ``detail_mm``, because real motions are smoothed."""
     mean_motion_mm: tuple[float, float] = (0.8, 10.0)
     """Mean length of v in the lungs, drawn log-uniformly."""
     most_motion_mm: float = 35.0
-    """Largest length of v in the lungs."""
+    """Maximum length of v in the lungs."""
     affine_mm: tuple[float, float] = (2.0, 2.0)
     """Standard deviation of the pre-alignment's error at the surface of the lungs, drawn uniformly."""
     spacing_mm: float = 3.0
-    """Motion is drawn on the image's grid, coarsened until its voxels are at least so large."""
+    """Minimum voxel spacing of the motion's grid: the image's grid is coarsened until it reaches it."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """Both directions of a motion, mm, on one grid; each is the inverse of the other to some hundredths of a mm."""
+    """Both directions of a motion (mm) on one grid. Each is the inverse of the other to some hundredths of a mm."""
 
     forward: Float[Tensor, "1 3 z y x"]
     backward: Float[Tensor, "1 3 z y x"]
 
 
 RealMotions = Float[Tensor, "cases 3 n n n"]
-"""Displacements in the box around the lungs, each component relative to the box's edge along it."""
+"""Displacements in the box around the lungs. Each component is relative to the box's edge in that direction."""
 
 
 def load_real_motions(path: Path) -> RealMotions:
@@ -90,7 +90,7 @@ def draw_motion(
     settings: MotionSettings,
     real: RealMotions | None = None,
 ) -> Motion:
-    """A motion of the lungs (mask, 0 to 1) on their ``grid``, whose axes run about to left, back and head."""
+    """A motion of the lungs (mask, 0 to 1) on their ``grid``. Its axes must point about to left, back and head."""
     velocity = _without_affine(_velocity(lungs, grid, generator, settings, real), lungs)
     low, high = (math.log(value) for value in settings.mean_motion_mm)
     length = velocity.norm(dim=1, keepdim=True)[lungs > 0.5]
@@ -125,7 +125,7 @@ def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> 
 
 
 def flow(velocity: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 3 z y x"]:
-    """exp(v) - id in mm for a velocity in mm per unit of time; beyond the grid v goes on constant."""
+    """exp(v) - id (mm) for a velocity in mm per unit of time; v is constant beyond the grid."""
     slopes: list[Tensor] = [
         torch.diff(index_displacement(velocity, grid), dim=dim).abs().amax() for dim in (-1, -2, -3)
     ]
@@ -139,26 +139,26 @@ def flow(velocity: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 3
 def inverted(
     displacement: Float[Tensor, "1 3 z y x"], grid: Grid, start: Float[Tensor, "1 3 z y x"], iterations: int = 8
 ) -> Float[Tensor, "1 3 z y x"]:
-    """w with w(x) = -u(x + w(x)), by fixed-point iteration in steps of a half from a ``start`` close to it."""
+    """w with w(x) = -u(x + w(x)), by a fixed-point iteration with half-steps from a ``start`` close to w."""
     inverse = start
     for _ in range(iterations):
         inverse = (inverse - warp(displacement, grid, inverse, grid)) / 2
     return inverse
 
 
-# ---- what is drawn
+# ---- random fields
 
 
 def _unit_coordinates(shape: torch.Size, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y, z from -1 to 1 over the grid, broadcastable."""
+    """x, y and z from -1 to 1 over the grid, broadcastable."""
     z, y, x = (torch.linspace(-1, 1, n, dtype=like.dtype, device=like.device) for n in shape)
     return x[None, None, :], y[None, :, None], z[:, None, None]
 
 
 def _real(lungs: Tensor, grid: Grid, generator: torch.Generator, real: RealMotions) -> Float[Tensor, "1 3 z y x"]:
-    """The motion of one pair, or of two in part, stretched to the box around the lungs; mirrored left to right or not.
+    """The motion of one real pair, or a weighted mean of two, scaled to the box around the lungs.
 
-    Beyond the box it goes on constant.
+    It may be mirrored left to right. It is constant beyond the box.
     """
     first, second = torch.randint(len(real), (2,), generator=generator).tolist()
     share = uniform(generator) if uniform(generator) < 0.5 else 0.0
@@ -176,7 +176,7 @@ def _real(lungs: Tensor, grid: Grid, generator: torch.Generator, real: RealMotio
 def _diaphragm(
     lungs: Tensor, grid: Grid, generator: torch.Generator, settings: MotionSettings
 ) -> Float[Tensor, "1 3 z y x"]:
-    """Power law in the height, a dome in either lung; x, y, z of the grid close to left, back, head."""
+    """A power law in the height, and a dome in each lung. The grid's x, y, z point about to left, back, head."""
     x, y, z = _unit_coordinates(lungs.shape[2:], lungs)
     depth = ((1 - z) / 2).clamp(0, 1)  # 0 at the apex, 1 at the base
     amplitude = uniform(generator, -1.0, 1.0) * settings.diaphragm_mm
@@ -194,7 +194,7 @@ def _diaphragm(
 
 
 def _dome(x: Tensor, y: Tensor, depth: Tensor, side: float, generator: torch.Generator) -> Tensor:
-    """Between -1 and 1: a bump in the middle of one lung's base, up or down."""
+    """A bump in the middle of one lung's base, up or down, between -1 and 1."""
     width = uniform(generator, 0.25, 0.6)
     across = ((x - side - uniform(generator, -0.2, 0.2)) / width).square()
     along = ((y - uniform(generator, -0.4, 0.4)) / width).square()
@@ -205,7 +205,7 @@ def _dome(x: Tensor, y: Tensor, depth: Tensor, side: float, generator: torch.Gen
 def random_splines(
     grid: Grid, spacings_mm: tuple[float, ...], deviations_mm: tuple[float, ...], generator: torch.Generator
 ) -> Float[Tensor, "1 3 z y x"]:
-    """Sum of random cubic B-spline fields, mm."""
+    """Sum of random cubic B-spline fields (mm)."""
     total = torch.zeros(1, 3, *grid.shape)
     for spacing, deviation in zip(spacings_mm, deviations_mm, strict=True):
         z, y, x = (bspline_basis(n, spacing / s) for n, s in zip(grid.size[::-1], grid.spacing[::-1], strict=True))
@@ -228,14 +228,14 @@ def bspline_basis(size: int, knot_spacing: float) -> Float[Tensor, "n k"]:
     return torch.where(distance < 1, near, far)
 
 
-_HALO = 2  # control points beyond the first voxel, so that every voxel has all its weights
+_HALO = 2  # control points beyond the first voxel, so that no weight of a voxel is missing
 
 
 # ---- affine parts
 
 
 def _without_affine(displacement: Tensor, lungs: Tensor) -> Tensor:
-    """The displacement less its least-squares affine fit over the lungs."""
+    """The displacement minus its least-squares affine fit over the lungs."""
     x, y, z = (c.expand(lungs.shape[2:]) for c in _unit_coordinates(lungs.shape[2:], lungs))
     basis = torch.stack([torch.ones_like(x), x, y, z], dim=-1)
     inside = lungs[0, 0] > 0.5
@@ -252,7 +252,7 @@ def _affine_fit(displacement: Float[Tensor, "1 3 z y x"], grid: Grid, lungs: Ten
 
 
 def random_affine(grid: Grid, generator: torch.Generator, deviation_mm: float) -> Affine:
-    """An affine map about the grid's centre: each coefficient moves the surface by ``deviation_mm`` / 2 (σ)."""
+    """A random affine map about the grid's centre. Each coefficient moves the surface by ``deviation_mm`` / 2 (σ)."""
     shift, *columns = (torch.randn(4, 3, generator=generator) * deviation_mm / 2).double().numpy()
     axes = np.array(grid.direction)
     matrix = np.eye(3) + np.column_stack(columns) @ np.diag(2 / np.array(grid.extent_mm)) @ axes.T

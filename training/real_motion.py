@@ -1,10 +1,10 @@
-"""The motion of real pairs, from dense correspondences, as smooth fields in the box around the lungs.
+"""Smooth fields of real motion in the box around the lungs, from dense correspondences of real pairs.
 
     python -m training.real_motion --real lung250m/*.csv --l2r keypoints/*.csv --out runs/real_motion.npz
 
-Correspondences are noisy: each vector is replaced by the median of its nearest, then a smoothing spline (a polyharmonic
-one, the kernel being the distance) goes through a part of them. Both the box and the vectors are taken relative to the
-edges of the box around the points, so that `training.random_motion` can bring them to the lungs of another patient.
+Correspondences are noisy. So each vector is replaced by the median of its nearest neighbours, and a smoothing spline
+(polyharmonic, with the distance as kernel) is fitted to a part of them. Positions and vectors are relative to the edges
+of the box around the points, so that `training.random_motion` can scale them to the lungs of another patient.
 """
 
 import argparse
@@ -23,17 +23,17 @@ from training.motion import L2R_SPACING_MM, correspondences
 log = logging.getLogger(__name__)
 
 VOXELS = 24
-"""Of the fields, along each axis."""
+"""Number of voxels of the fields along each axis."""
 NEAREST = 12
 CONTROL_POINTS = 1200
 SMOOTHING = 0.02
-"""Of the spline, in units of the box: noise of a hundredth of the box against the kernel."""
+"""Smoothing of the spline, in units of the box: for noise of a hundredth of the box."""
 
 
 def relative_motion(
     points: Float[np.ndarray, "p 3"], vectors: Float[np.ndarray, "p 3"]
 ) -> Float[np.ndarray, "3 n n n"]:
-    """The field of correspondences (mm) at the voxel centres of the box (z, y, x), relative to the box's edges."""
+    """The field of the correspondences (mm) at the voxel centres of the box (z, y, x), relative to the box's edges."""
     low, high = np.percentile(points, [0.5, 99.5], axis=0)
     places, values = (points - low) / (high - low), vectors / (high - low)
     _, near = cKDTree(places).query(places, NEAREST)

@@ -1,4 +1,4 @@
-"""All that decides the result of a training, and its reading from override files (training/config)."""
+"""All settings that decide the result of a training, and reading them from override files (training/config)."""
 
 import tomllib
 from dataclasses import dataclass
@@ -14,53 +14,55 @@ CONFIG = Path(__file__).parent / "config"
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Everything that decides the result; kept in the checkpoint.
+    """All settings that decide the result; they are stored in the checkpoint.
 
-    Tuples but ``features`` are for the levels, coarse to fine. InputError where lengths or values make no sense.
+    All tuples except ``features`` have one value per level, coarse to fine. InputError for a wrong number of values, or
+    for a value out of range.
     """
 
     features: tuple[int, ...] = CascadeSettings().features
     factors: tuple[int, ...] = CascadeSettings().factors
     applications: tuple[int, ...] = (1, 1, 1)
-    """All three as in `CascadeSettings`. In training all applications are done, each from where the last one came to,
-    and count alike; no gradient goes from one to the one before."""
+    """All three as in `CascadeSettings`. Training does all applications. Each starts from the result of the one before,
+    without a gradient between them, and all have the same weight in the loss."""
     steps: tuple[int, ...] = (2000, 2000, 1000)
     learning_rate: float = 3e-3
-    """At the start of a level; falls to a tenth by a cosine."""
+    """Learning rate at the start of a level. A cosine decreases it to a tenth."""
     muon: bool = True
-    """Muon for the convolutions; else Adam for all, which wants a learning rate of 1e-3."""
+    """Muon for the convolutions. Otherwise Adam for all parameters, which needs a learning rate of 1e-3."""
     seed: int = 1
     keep_finer: bool = False
-    """Levels finer than a trained one keep their parameters (to train a coarse level anew); else they take its."""
+    """Levels finer than a trained level keep their parameters (to retrain a coarse level). Otherwise they get the
+    parameters of the trained level."""
     distance: Literal["ngf", "ncc"] = "ngf"
-    """Normalised gradient fields, or local correlation; over the lungs either way."""
+    """Normalised gradient fields or local correlation, both over the lungs."""
     alpha: tuple[float, ...] = (10.0, 10.0, 10.0)
-    """Curvature, mm²."""
+    """Weight of the curvature (mm²)."""
     diffusion: tuple[float, ...] = (0.0, 0.0, 0.0)
     beta: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Lung masks."""
+    """Weight of the lung masks."""
     gamma: tuple[float, ...] = (0.04, 0.04, 0.04)
-    """Volume change."""
+    """Weight of the volume change."""
     delta: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Keypoints as in the paper (mean squared distance), 1/mm²; here voxels with exact partners."""
+    """Weight of the keypoints (1/mm²), as in the paper (mean squared distance); here voxels with exact partners."""
     exact: tuple[float, ...] = (1.0, 1.0, 1.0)
-    """Mean distance from the exact field in the lungs, 1/mm."""
+    """Weight of the mean distance from the exact field in the lungs (1/mm)."""
     t: tuple[float, ...] = (0.2, 0.1, 0.05)
     epsilon_hu_per_mm: tuple[float, ...] = (3.0, 5.0, 10.0)
-    """Edge parameter of the NGF distance; for CT the paper calls 0.1 to 10 good."""
+    """Edge parameter of the NGF distance; the paper calls 0.1 to 10 suitable for CT."""
     window: int = 9
-    """Edge of the windows of the local correlation, voxels; odd."""
+    """Edge of the windows of the local correlation, in voxels; odd."""
     keypoints: int = 4096
-    """Lung voxels drawn as keypoints in every step, if ``delta`` asks for any."""
+    """Number of lung voxels drawn as keypoints in every step, if ``delta`` is above 0."""
     reduction: tuple[int, ...] = (2, 2, 1)
-    """Downsampling (1 or 2) of the pairs that a level is trained on; the coarse level warps at twice its resolution,
-    the middle at its own, for the sake of time."""
+    """Downsampling (1 or 2) of the pairs that a level is trained on. To save time, the coarse level warps at twice its
+    resolution and the middle level at its own."""
     crop: tuple[int, ...] = (0, 0, 96)
-    """Edge of the part of the fixed image (x, y, z voxels, at most the image) that a step sees; 0: all of it."""
+    """Edge of the part of the fixed image that a step uses (x, y, z voxels, at most the image); 0: the whole image."""
     scale: float = 0.12
-    """Largest relative change of each voxel edge: lungs of other sizes and shapes."""
+    """Maximum relative change of each voxel edge, which simulates lungs of other sizes and shapes."""
     breath_holds: float = 0.5
-    """Share of breath-holds among the pairs that are simulated; the rest breathe at rest."""
+    """Share of breath-holds among the simulated pairs; the other pairs breathe at rest."""
 
     def __post_init__(self) -> None:
         if not self.factors or not self.features or min(self.features) < 1:
@@ -82,7 +84,7 @@ class TrainSettings:
             self._check_sizes(level)
 
     def _check_sizes(self, level: int) -> None:
-        """Powers of two, and parts that the U-Net can halve so often."""
+        """Check that factors are powers of two, and that the U-Net can halve the crop as often as it needs."""
         factor, reduction, crop = self.factors[level], self.reduction[level], self.crop[level]
         if factor < 1 or factor & (factor - 1) or reduction not in (1, 2) or factor % reduction:
             raise InputError(
@@ -109,10 +111,10 @@ PER_LEVEL = tuple(name for name, type_ in _TYPES.items() if get_origin(type_) is
 
 
 def read_settings(path: Path | None = None, **overrides: Any) -> TrainSettings:
-    """The defaults, overridden by a TOML file with fields of `TrainSettings`, that by ``overrides`` (None: not given).
+    """The defaults, overridden by a TOML file with fields of `TrainSettings`, then by ``overrides`` (None: not given).
 
-    With fewer ``factors``, the levels that are left have the defaults of the finest ones. InputError where the file
-    cannot be read, names something unknown or holds a value of another type.
+    With fewer ``factors``, the remaining levels have the defaults of the finest ones. InputError if the file cannot be
+    read, has an unknown setting, or has a value of another type.
     """
     try:
         values = tomllib.loads(path.read_text()) if path else {}

@@ -1,16 +1,16 @@
-"""Trains the cascade level by level, coarse first (Hering et al. 2021, sections 3.4 and 4.3).
+"""Train the cascade level by level, coarse to fine (Hering et al. 2021, sections 3.4 and 4.3).
 
     python -m training.train --out runs/first --bank runs/bank --validation runs/val --steps 2000 2000 1000
     python -m training.train --out runs/no_mask --bank runs/bank --config training/config/no_mask.toml
 
-One script, top to bottom; what decides the result is in `training.settings`. The coarsest network starts from
-Xavier's parameters, each finer one from those of the level before, which then stays fixed. Every step takes a breathing
-pair, simulated from one scan (`training.breathing`) in this step or before (`training.bank`), and minimises the
-objective of `algorithm.objective` and the distance from the exact field. The finest level sees a part of the fixed
-image at a time. The randomness of a step depends on nothing but seed, level and step, so a resumed run is the
-uninterrupted run.
+Read this script from top to bottom; `training.settings` has the settings that decide the result. The coarsest network
+starts from Xavier's parameters. Each finer network starts from the parameters of the level before, which then stays
+fixed. Every step takes a breathing pair, simulated from one scan (`training.breathing`) in this step or before
+(`training.bank`). It minimises the objective of `algorithm.objective` and the distance from the exact field. On the
+finest level, each step uses a part of the fixed image. The randomness of a step depends only on seed, level and step,
+so a resumed run gives the same result as an uninterrupted run.
 
-OUT/checkpoint.pt holds everything to resume (settings included), OUT/log.csv the values, OUT/weights the result.
+OUT/checkpoint.pt has everything to resume (with the settings), OUT/log.csv the values, OUT/weights the result.
 """
 
 import argparse
@@ -47,24 +47,24 @@ Field = tuple[Float[Tensor, "n 3 z y x"], Grid]
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how often; does not decide the result."""
+    """Paths, device, intervals and time limit of a training: not part of its settings."""
 
     out: Path
     train: Path | None = None
-    """Packed scans: pairs are simulated in every step."""
+    """Packed scans, from which every step simulates a pair."""
     real_motion: Path | None = None
-    """Motion of real pairs (`training.real_motion`), for the breath-holds among them."""
+    """Motion of real pairs (`training.real_motion`), for simulated breath-holds."""
     bank: Path | None = None
-    """Pairs simulated before, instead."""
+    """Pairs that were simulated before, in place of ``train``."""
     validation: Path | None = None
     initial: Path | None = None
-    """Weights to start from. A level with 0 steps keeps them, unless a coarser one is trained: then it takes its, but
-    for ``keep_finer``."""
+    """Weights to start from. A level with 0 steps keeps them. If a coarser level is trained, it gets that level's
+    parameters, unless ``keep_finer`` is set."""
     device: str = "cpu"
     validate_every: int = 500
     checkpoint_every: int = 100
     minutes: float = float("inf")
-    """Stop (resumable) after so long."""
+    """Time limit. The training stops then and can be resumed."""
 
 
 def drawn_pair(
@@ -86,7 +86,7 @@ def drawn_pair(
 
 
 def kind_of_breathing(seed: int, breath_holds: float) -> BreathingSettings:
-    """That of the pair of a seed; ``breath_holds`` is their share."""
+    """The kind of breathing for the pair of a seed; ``breath_holds`` is the share of breath-holds."""
     return BREATH_HOLD if uniform(torch.Generator().manual_seed(seed)) < breath_holds else AT_REST
 
 
@@ -105,23 +105,23 @@ class Pairs:
             raise InputError(f"{run.bank or run.train} holds no .npz files, expected {wanted}")
 
     def __call__(self, step: int) -> tuple[TrainingPair, torch.Generator]:
-        """The pair of one step, and the randomness left for its other uses."""
+        """The pair of one step, and the generator for the other random values of that step."""
         seed = (self.settings.seed * 10 + self.level) * 10_000_000 + step
         generator = torch.Generator().manual_seed(seed)
         kind = kind_of_breathing(seed, self.settings.breath_holds)
-        if self.files:  # every pair once before any again
+        if self.files:  # use every pair once before any pair again
             turn = torch.Generator().manual_seed(seed - step + step // len(self.files))
             pair = load_pair(self.files[int(torch.randperm(len(self.files), generator=turn)[step % len(self.files)])])
         else:
             pair = drawn_pair(self.scans, seed, kind, self.settings.scale, self.real)
         if uniform(generator) < 0.5:
             pair = pair.swapped()
-        noise = kind.noise_hu / self.settings.reduction[self.level]  # what averaging leaves of it
+        noise = kind.noise_hu / self.settings.reduction[self.level]  # averaging reduces the noise
         return scanned(pair, generator, replace(kind, noise_hu=noise)), generator
 
 
 def part_of(pair: TrainingPair, edge: int, generator: torch.Generator) -> TrainingPair:
-    """A part of the fixed image around a random voxel of the lungs; all of it if ``edge`` is 0."""
+    """The pair with a part of the fixed image around a random lung voxel; the whole pair if ``edge`` is 0."""
     if edge == 0:
         return pair
     lung = (pair.fixed_lungs[0, 0] > 0.5).nonzero()
@@ -132,9 +132,9 @@ def part_of(pair: TrainingPair, edge: int, generator: torch.Generator) -> Traini
 
 
 def before(cascade: Cascade, level: int, pair: TrainingPair, reduction: int) -> Field | None:
-    """The field of the levels coarser than ``level``, which see the whole pair; None for the coarsest.
+    """The field of the levels coarser than ``level``, from the whole pair; None for the coarsest level.
 
-    Where the pair is at full resolution, they see it at half of that, for the sake of time.
+    To save time, a pair at full resolution is halved for them.
     """
     if level == 0:
         return None
@@ -146,9 +146,10 @@ def before(cascade: Cascade, level: int, pair: TrainingPair, reduction: int) -> 
 def step_loss(
     cascade: Cascade, level: int, pair: TrainingPair, settings: TrainSettings, generator: torch.Generator, device: str
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
-    """The mean of the losses of all applications of a level, differentiable in its parameters only; the last's terms.
+    """The mean loss of all applications of a level, and the terms of the last application.
 
-    Each application starts from where the one before came to, as in the cascade.
+    It is differentiable in the level's parameters only. Each application starts from the result of the one before, as
+    in the cascade.
     """
     reduction, times = settings.reduction[level], settings.applications[level]
     part = part_of(pair, settings.crop[level], generator).to(device)
@@ -198,7 +199,7 @@ def distance(
     level: int,
     settings: TrainSettings,
 ) -> Float[Tensor, ""]:
-    """The distance of the images that the settings ask for."""
+    """The image distance D of the settings."""
     if settings.distance == "ncc":
         return local_correlation_distance(fixed, warped, lungs, settings.window)
     return ngf_distance(fixed, warped, grid, lungs, settings.epsilon_hu_per_mm[level])
@@ -207,17 +208,17 @@ def distance(
 def exact_error(
     displacement: Float[Tensor, "1 3 z y x"], exact: Float[Tensor, "1 3 z y x"], lungs: Float[Tensor, "1 1 z y x"]
 ) -> Float[Tensor, ""]:
-    """Mean distance from the exact field in the lungs, mm; a length, not its square, lest large motion rule."""
+    """Mean distance from the exact field in the lungs (mm). Not its square, so that large motion does not dominate."""
     squared = (displacement - exact).square().sum(dim=1, keepdim=True)
     error: Tensor = ((squared + SOFT_MM**2).sqrt() * lungs).sum() / lungs.sum().clamp(min=1) - SOFT_MM
     return error
 
 
-SOFT_MM = 0.3  # errors far below count by their square: the gradient stays finite
+SOFT_MM = 0.3  # much smaller errors count by their square, so the gradient stays finite
 
 
 def exact_keypoints(pair: TrainingPair, number: int, generator: torch.Generator) -> Keypoints:
-    """Lung voxels, drawn at random, with their exact partners."""
+    """Random lung voxels with their exact partners."""
     index = (pair.fixed_lungs[0, 0] > 0.5).nonzero().cpu()
     index = index[torch.randint(len(index), (number,), generator=generator)]
     fixed_mm = torch.from_numpy(pair.grid.to_world(index.numpy()[:, ::-1])).to(pair.displacement)
@@ -226,7 +227,7 @@ def exact_keypoints(pair: TrainingPair, number: int, generator: torch.Generator)
 
 @torch.no_grad()
 def validate(cascade: Cascade, level: int, pairs: list[ValidationPair]) -> dict[str, float]:
-    """Mean TRE (mm) and folding fraction of every validation pair, with the levels up to ``level``."""
+    """Mean TRE (mm) and folding fraction of every validation pair, from the levels up to ``level``."""
     result = {}
     reduction = max(cascade.settings.factors[level] // 2, 1)
     device = next(cascade.parameters()).device
@@ -240,7 +241,7 @@ def validate(cascade: Cascade, level: int, pairs: list[ValidationPair]) -> dict[
 
 
 def train(settings: TrainSettings, run: Run) -> bool:
-    """Trains, or goes on with the training in ``run.out``; False when the time was up before the end."""
+    """Train, or resume the training in ``run.out``; False if the time limit came before the end."""
     started = time.monotonic()
     pairs = [load_validation_pair(path) for path in sorted(run.validation.glob("*.npz"))] if run.validation else []
     run.out.mkdir(parents=True, exist_ok=True)
@@ -251,7 +252,7 @@ def train(settings: TrainSettings, run: Run) -> bool:
         if not train_level(cascade, level, pairs, settings, run, resumed, started):
             return False
         if settings.steps[level] > 0 and not settings.keep_finer:
-            for finer in cascade.levels[level + 1 :]:  # where their training starts, and usable without any
+            for finer in cascade.levels[level + 1 :]:  # start of their training, and usable without it
                 finer.load_state_dict(cascade.levels[level].state_dict())
         provenance = {"commit": commit(), "settings": asdict(settings), "levels": level + 1, "pairs": source(run)}
         save_cascade(run.out / "weights", cascade, provenance)
@@ -259,7 +260,7 @@ def train(settings: TrainSettings, run: Run) -> bool:
 
 
 def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
-    """The cascade to go on with, and the checkpoint that it comes from, if any."""
+    """The cascade at the start or from the checkpoint, and the checkpoint (None if there is none)."""
     torch.manual_seed(settings.seed)
     cascade = Cascade(CascadeSettings(settings.features, settings.factors, applications=settings.applications))
     if run.initial is not None:
@@ -280,7 +281,7 @@ def start(settings: TrainSettings, run: Run) -> tuple[Cascade, dict | None]:
 
 
 def training_precision(device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor is fast at it, which needs no scaling of the loss; else float32."""
+    """bfloat16 if the device has fast instructions for it, else float32. bfloat16 needs no scaling of the loss."""
     return torch.float32 if fastest_precision(device) == torch.float32 else torch.bfloat16
 
 
@@ -293,7 +294,7 @@ def train_level(
     state: dict | None,
     started: float,
 ) -> bool:
-    """All steps of one level; False when the time was up before."""
+    """Take all steps of one level; False if the time limit came before the end."""
     steps = settings.steps[level]
     pairs = Pairs(level, settings, run) if steps > 0 else None
     optimiser = Optimiser(cascade.levels[level], settings.learning_rate, steps, settings.muon)
@@ -330,7 +331,7 @@ def save_checkpoint(
     step: int,
     settings: TrainSettings,
 ) -> None:
-    """Written under another name first: a killed run leaves the last whole checkpoint."""
+    """Write the checkpoint under another name first, so that a killed run leaves the last complete checkpoint."""
     state = {
         "settings": json.dumps(asdict(settings)),
         "level": level,
@@ -343,7 +344,7 @@ def save_checkpoint(
 
 
 def write_log(out: Path, level: int, step: int, values: dict[str, float], started: float) -> None:
-    """One line per value in OUT/log.csv, and all on one line in the log."""
+    """Write one line per value to OUT/log.csv, and one line with all values to the log."""
     minutes = (time.monotonic() - started) / 60
     log.info(
         "level %d step %d (%.1f min): %s", level, step, minutes, "  ".join(f"{k} {v:.4g}" for k, v in values.items())
@@ -353,7 +354,7 @@ def write_log(out: Path, level: int, step: int, values: dict[str, float], starte
 
 
 def source(run: Run) -> dict[str, Any]:
-    """What the pairs are made of, for the record."""
+    """Description of the data behind the pairs, for the manifest."""
     if run.bank is None:
         scans = sorted(path.stem for path in run.train.glob("*.npz")) if run.train else []
         return {"scans": scans, "at_rest": asdict(AT_REST), "breath_hold": asdict(BREATH_HOLD)}
@@ -363,7 +364,7 @@ def source(run: Run) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the code, for the record."""
+    """The commit of the code, for the manifest."""
     result = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return result.stdout.strip() or "unknown"
 

@@ -1,1 +1,1 @@
-"""Public data sets: from the formats they come in to folders with pairs, see `training.datasets.__main__`."""
+"""Public data sets: conversion from their own formats to folders with pairs, see `training.datasets.__main__`."""

@@ -1,4 +1,4 @@
-"""Public data sets, from the formats they come in to folders with pairs, as `training.data` and `benchmarks` read them.
+"""Convert public data sets from their own formats to folders with pairs for `training.data` and `benchmarks`.
 
     python -m training.datasets dirlab4dct SOURCE OUT               DIR-Lab 4DCT: .img and .txt of case 1 to 10
     python -m training.datasets copdgene SOURCE OUT                 DIR-Lab COPDgene: .img and .txt of copd1 to copd10
@@ -6,9 +6,10 @@
     python -m training.datasets empire10 SOURCE OUT                 scans and lungMasks
     python -m training.datasets pairs --table TABLE.csv SOURCE OUT  any other: subject,fixed,moving[,*_mask]
 
-OUT/<pair> gets fixed.mha and moving.mha (HU, int16, LPS mm) and, where SOURCE has them, fixed_landmarks.csv and
-moving_landmarks.csv (header x,y,z; LPS mm; row by row the same point), fixed_lung_mask.mha and moving_lung_mask.mha.
-A pair that is in OUT already is left alone; one that fails leaves nothing behind. docs/datasets.md says more.
+OUT/<pair> gets fixed.mha and moving.mha (HU, int16, LPS mm). If SOURCE has them, it also gets fixed_landmarks.csv and
+moving_landmarks.csv (header x,y,z; LPS mm; the same row is the same point), fixed_lung_mask.mha and
+moving_lung_mask.mha. A pair that is already in OUT does not change. A pair that fails leaves no files. For more, see
+docs/datasets.md.
 """
 
 import argparse
@@ -32,11 +33,11 @@ FINDERS: dict[str, tuple[str, Finder, int]] = {
     "empire10": ("EMPIRE10", lambda o: empire10_pairs(o.source), 0),
     "pairs": ("pairs of files that a table names", lambda o: table_pairs(o.source, o.table), 0),
 }
-"""For each set: what it is, its pairs, and what is added to its values for HU."""
+"""For each set: its title, its pairs, and the offset that turns its values into HU."""
 
 
 def run(options: argparse.Namespace) -> None:
-    """Converts every pair that is not in OUT yet."""
+    """Convert every pair that is not in OUT yet."""
     title, find, _ = FINDERS[options.set]
     pairs = find(options)
     if not pairs:
@@ -50,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 2 after bad input, said in one sentence."""
+    """Run the command line. Returns the exit code: 2 after bad input, with one sentence on stderr."""
     return exit_code(lambda: run(_parser().parse_args(arguments)))
 
 

@@ -1,10 +1,10 @@
 """The two DIR-Lab sets: voxels without a header, and landmarks in text files.
 
 An axial stack is stored head first: axes right to left, front to back, head to feet. DIR-Lab counts voxels from 1 along
-these axes, (1, 1, 1) being the centre of the right anterior superior voxel. The landmarks agree: towards the last slice
-the lungs get wider, and breathing moves them more. So the direction is diag(1, 1, -1) in LPS; the origin is not known,
-and 0. Values are HU + 1024. Sizes and spacings are as DIR-Lab publishes them, and the spacings rounded as there, since
-published errors rest on them.
+these axes; (1, 1, 1) is the centre of the right anterior superior voxel. The landmarks agree: towards the last slice
+the lungs get wider, and breathing moves them more. So the direction is diag(1, 1, -1) in LPS. The origin is unknown and
+set to 0. Values are HU + 1024. Sizes and spacings are as published by DIR-Lab. The spacings are rounded as there,
+because published errors use them.
 """
 
 import re
@@ -24,17 +24,17 @@ SLICE_MM = 2.5
 
 @dataclass(frozen=True)
 class DirlabSet:
-    """One of the sets: its cases, and names of files as regular expressions in which N is the number of the case."""
+    """One of the sets: its cases, and file names as regular expressions, in which N is the number of the case."""
 
     name: str
     cases: dict[int, tuple[int, int, float]]
-    """Voxels along x and along y, slices, mm between voxels in a slice."""
+    """Voxels along x and along y, slices, voxel spacing (mm) in a slice."""
     images: tuple[str, str]
     """Fixed, moving."""
     landmarks: tuple[str, str]
 
     def grid(self, case: int) -> Grid:
-        """Of both scans of a case."""
+        """The grid of both scans of a case."""
         columns, slices, pixel_mm = self.cases[case]
         return Grid((columns, columns, slices), (pixel_mm, pixel_mm, SLICE_MM), direction=HEAD_FIRST)
 
@@ -79,7 +79,7 @@ COPDGENE = DirlabSet(
 
 
 def dirlab_pairs(source: Path, dirlab: DirlabSet) -> list[PairFiles]:
-    """The cases of which any file lies below ``source``, however deep; InputError when one is not complete."""
+    """The cases with any file below ``source``, at any depth; InputError if a case is not complete."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
     pairs = []
     for case in dirlab.cases:
@@ -104,7 +104,7 @@ def _only(source: Path, name: str, paths: list[Path]) -> Path:
 
 
 def read_landmarks(path: Path) -> Float[np.ndarray, "n 3"]:
-    """Voxel indices from 0, out of lines of x, y, z from 1; "index" and their number may come first."""
+    """Voxel indices from 0, read from lines of x, y, z from 1. "index" and the number of lines may come first."""
     try:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         head, rows = (rows[:2], rows[2:]) if rows[:1] == [["index"]] else ([], rows)

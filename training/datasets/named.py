@@ -1,4 +1,4 @@
-"""Sets of files that have a header: Learn2Reg LungCT, EMPIRE10, and whatever a table names."""
+"""Sets of files with a header: Learn2Reg LungCT, EMPIRE10, and any files named in a table."""
 
 import re
 from dataclasses import replace
@@ -15,10 +15,10 @@ COLUMNS = "subject,fixed,moving[,fixed_mask,moving_mask]"
 
 
 def learn2reg_pairs(source: Path, keypoints: bool) -> list[PairFiles]:
-    """LungCT, as in the challenge (imagesTr) or as on Zenodo (scans); fixed: exhale, moving: inhale.
+    """The pairs of LungCT, as in the challenge (imagesTr) or as on Zenodo (scans); fixed: exhale, moving: inhale.
 
-    With ``keypoints`` the automatic correspondences take the place of landmarks: voxel indices from 0, as the
-    challenge's evaluation takes them.
+    With ``keypoints``, the automatic correspondences replace landmarks. They are voxel indices from 0, as in the
+    challenge's evaluation.
     """
     names, pairs = _pairs(source, "imagesTr", "masksTr", ("_0000.nii.gz", "_0001.nii.gz"))
     points_files, columns = ("keypointsTr/{}_0000.csv", "keypointsTr/{}_0001.csv"), (slice(0, 3), slice(0, 3))
@@ -38,7 +38,7 @@ def learn2reg_pairs(source: Path, keypoints: bool) -> list[PairFiles]:
 
 
 def empire10_pairs(source: Path) -> list[PairFiles]:
-    """The pairs of EMPIRE10, whose landmarks are not public."""
+    """The pairs of EMPIRE10. Its landmarks are not public."""
     names, pairs = _pairs(source, "scans", "lungMasks", ("_Fixed.mhd", "_Moving.mhd"))
     return [replace(pair, name=f"empire10_{name}") for name, pair in zip(names, pairs, strict=True)]
 
@@ -46,7 +46,7 @@ def empire10_pairs(source: Path) -> list[PairFiles]:
 def _pairs(source: Path, images: str, masks: str, endings: tuple[str, str]) -> tuple[list[str], list[PairFiles]]:
     """Every NAME with a file NAME + fixed ending in SOURCE/images, and their pairs.
 
-    The masks have the same names in SOURCE/masks: all of them, or there is no such folder.
+    The masks have the same names in SOURCE/masks. If this folder exists, all masks must be in it.
     """
     fixed, moving = endings
     names = [path.name.removesuffix(fixed) for path in sorted((source / images).glob(f"*{fixed}"))]
@@ -72,7 +72,7 @@ def _csv_points(path: Path, columns: slice) -> Float[np.ndarray, "n 3"]:
 
 
 def table_pairs(source: Path, table: Path) -> list[PairFiles]:
-    """The pairs in a .csv table with the columns ``COLUMNS``; its files are relative to ``source``."""
+    """The pairs of a .csv table with the columns ``COLUMNS``; its paths are relative to ``source``."""
     present(table)
     try:
         rows = pd.read_csv(table, dtype=str, skipinitialspace=True).fillna("")

@@ -1,4 +1,4 @@
-"""A pair as files in any format, and its folder in ours."""
+"""A pair as files in any format, and its folder in our format."""
 
 import logging
 import shutil
@@ -19,39 +19,39 @@ from algorithm.preparation.subject import given_lungs
 log = logging.getLogger("training.datasets")
 
 AIR_BELOW_HU, TISSUE_ABOVE_HU, LEAST_SHARE = -700, -200, 0.005
-"""Every chest CT in HU has at least this share of its voxels on either side."""
+"""Every chest CT in HU has at least this share of its voxels below the first and above the second value."""
 LEAST_RAW_HU = -1024
-"""Raw files may hold lower values where nothing was reconstructed."""
+"""Lower limit of the values of raw files, which may have lower values where nothing was reconstructed."""
 
 
 @dataclass(frozen=True)
 class ScanFiles:
-    """One scan of a pair: its file, and what belongs to it."""
+    """One scan of a pair: its file, with grid, lung mask and landmarks."""
 
     image: Path
     raw: Grid | None = None
-    """The grid of a file that is nothing but little-endian int16 voxels; None: the file has a header."""
+    """The grid of a file that has only little-endian int16 voxels; None: the file has a header."""
     mask: Path | None = None
-    """Its lungs."""
+    """Lung mask."""
     landmarks_vox: Float[np.ndarray, "n 3"] | None = None
-    """Voxel indices (x, y, z) from 0, in the order of storage."""
+    """Voxel indices (x, y, z) from 0, along the stored axes."""
 
 
 @dataclass(frozen=True)
 class PairFiles:
-    """A pair to be, and the name of its folder."""
+    """The files of a pair, and the name of its folder."""
 
     name: str
     fixed: ScanFiles
     moving: ScanFiles
 
     def swapped(self) -> "PairFiles":
-        """The same pair, to be registered in the other direction."""
+        """The same pair, for registration in the other direction."""
         return PairFiles(f"{self.name}_swapped", self.moving, self.fixed)
 
 
 def present(path: Path) -> Path:
-    """The path itself; InputError when it is no file."""
+    """The path itself; InputError if it is not a file."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder, expected a file (a DICOM series must be converted first)")
     if not path.is_file():
@@ -60,7 +60,7 @@ def present(path: Path) -> Path:
 
 
 def write_pair(out: Path, pair: PairFiles, hu_offset: int) -> None:
-    """The folder OUT/<pair>, all or nothing; InputError when one of its files is not as expected."""
+    """Write the folder OUT/<pair>, completely or not at all; InputError if one of its files is not as expected."""
     fixed, moving = (0 if s.landmarks_vox is None else len(s.landmarks_vox) for s in (pair.fixed, pair.moving))
     if fixed != moving:
         raise InputError(f"{pair.name}: has {fixed} fixed and {moving} moving landmarks, expected as many of each")
@@ -81,7 +81,7 @@ def write_pair(out: Path, pair: PairFiles, hu_offset: int) -> None:
 
 
 def _write_scan(folder: Path, name: str, files: ScanFiles, hu_offset: int) -> np.ndarray | None:
-    """The files of one scan; its landmarks (n, 3) in mm."""
+    """Write the files of one scan; return its landmarks (n, 3) in mm."""
     image = _read(files, hu_offset)
     write_image(folder / f"{name}.mha", image.voxels, image.grid)
     lungs = given_lungs(files.mask, image)
@@ -107,7 +107,7 @@ def _landmarks_mm(index: np.ndarray, image: Image) -> np.ndarray:
 
 
 def _read(files: ScanFiles, hu_offset: int) -> Image:
-    """The scan in HU, int16; InputError when it is not like HU of a chest."""
+    """The scan in HU, int16; InputError if the values do not look like HU of a chest."""
     image = read_image(files.image) if files.raw is None else _read_raw(files.image, files.raw)
     least = -(2**15) if files.raw is None else LEAST_RAW_HU
     hu = image.voxels.float().add_(hu_offset).round_().clamp_(least, 2**15 - 1).to(torch.int16)
