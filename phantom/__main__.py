@@ -1,8 +1,8 @@
-"""Writes a phantom pair with its exact motion: ``python -m phantom OUT [--inputs FORM...] [--masks]``.
+"""Write a phantom pair with its exact motion: ``python -m phantom OUT [--inputs FORM...] [--masks]``.
 
 OUT gets fixed.mha and moving.mha (HU, int16), fixed_lobes.mha and moving_lobes.mha (uint8), displacement_field.mha (mm,
-LPS, on the fixed grid), fixed_landmarks.csv and moving_landmarks.csv (header x,y,z; mm, LPS; row by row the same
-point); for each FORM of `phantom.forms`, inputs/FORM/ is the pair as an /input folder, with lung masks if asked for.
+LPS, on the fixed grid), fixed_landmarks.csv and moving_landmarks.csv (header x,y,z; mm, LPS; the same row is the same
+point). For each FORM of `phantom.forms`, inputs/FORM/ is the pair as an /input folder, with lung masks after --masks.
 """
 
 import argparse
@@ -29,7 +29,7 @@ log = logging.getLogger("phantom")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the pair is written; 2 after bad arguments, said in one sentence."""
+    """Run the command line. Returns 0 when the pair is written, 2 after bad arguments, with one sentence on stderr."""
     options = vars(_parser().parse_args(arguments))
     out, size, moving_size = options.pop("out"), options.pop("size"), options.pop("moving_size")
     forms, masks = options.pop("inputs"), options.pop("masks")
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def write_pair(out: Path, pair: PhantomPair) -> None:
-    """The files of a pair in folder ``out``, which is made when missing."""
+    """Write the files of a pair into the folder ``out``, which is created if it is missing."""
     out.mkdir(parents=True, exist_ok=True)
     write_image(out / "fixed.mha", _int16(pair.fixed), pair.fixed_grid)
     write_image(out / "moving.mha", _int16(pair.moving), pair.moving_grid)
@@ -58,7 +58,7 @@ def write_pair(out: Path, pair: PhantomPair) -> None:
 
 
 def input_files(out: Path, masks: bool) -> dict[str, Path]:
-    """The written images by their roles in /input. The lobes serve as lung masks: what is not 0 is lung."""
+    """The written images by their roles in /input. The lobes serve as lung masks: every label except 0 is lung."""
     files = {"fixed": out / "fixed.mha", "moving": out / "moving.mha"}
     return files | ({"fixed-mask": out / "fixed_lobes.mha", "moving-mask": out / "moving_lobes.mha"} if masks else {})
 

@@ -1,9 +1,9 @@
-"""A pair as an /input folder, in each form that the algorithm takes.
+"""A pair as an /input folder, in each form that the algorithm accepts.
 
 names        fixed.mha and moving.mha
-folders      images/fixed/ and images/moving/, one image of any name in each
-socket       as grand-challenge.org lays it out: inputs.json, and images whose names are UUIDs
-interface    the same as it was before December 2025, when entries had no socket yet
+folders      images/fixed/ and images/moving/, with one image of any name in each
+socket       the layout of grand-challenge.org: inputs.json, and images with UUIDs as names
+interface    the same layout before December 2025, when entries had no socket yet
 """
 
 import json
@@ -18,9 +18,9 @@ from algorithm.files.folders import SLUGS
 
 
 def write_input(folder: Path, form: str, files: dict[str, Path]) -> None:
-    """Copies the files (.mha) into ``folder``, which is emptied before.
+    """Copy the files (.mha) into ``folder``, which is emptied first.
 
-    Their roles: fixed, moving, perhaps fixed-mask and moving-mask. ``form`` is one of `FORMS`.
+    The roles are fixed, moving and, optionally, fixed-mask and moving-mask. ``form`` is one of `FORMS`.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -38,7 +38,7 @@ def _folders(folder: Path, files: dict[str, Path]) -> None:
 
 
 def _platform(folder: Path, files: dict[str, Path], keys: tuple[str, ...]) -> None:
-    """Every entry of inputs.json has its socket under each of ``keys``."""
+    """Write inputs.json and its images. Every entry has its socket under each of ``keys``."""
     entries = []
     for number, (role, file) in enumerate(files.items(), start=1):
         name = str(uuid.uuid5(uuid.NAMESPACE_URL, role))
@@ -55,7 +55,7 @@ def _copy_into(folder: Path, name: str, file: Path) -> None:
 
 
 def _socket(number: int, role: str) -> dict[str, Any]:
-    """A socket, with all that the platform says of one."""
+    """A socket with all entries of the platform."""
     mask = role.endswith("mask")
     return {
         "pk": number,
@@ -77,4 +77,4 @@ FORMS: dict[str, Callable[[Path, dict[str, Path]], None]] = {
     "socket": partial(_platform, keys=("socket", "interface")),
     "interface": partial(_platform, keys=("interface",)),
 }
-"""What writes each form."""
+"""The function that writes each form."""

@@ -1,7 +1,7 @@
 """Breathing from inhale to exhale, with an exact inverse and with sliding at the pleura.
 
-Two smooth maps: the *core* (lungs, mediastinum, abdomen) rises with the diaphragm, the *cage* (chest wall, ribs,
-spine, skin) does not. Both narrow the chest alike, so that across the pleura only tangential motion jumps.
+There are two smooth maps. The *core* (lungs, mediastinum, abdomen) rises with the diaphragm; the *cage* (chest wall,
+ribs, spine, skin) does not. Both narrow the chest in the same way, so only tangential motion jumps across the pleura.
 """
 
 import math
@@ -20,7 +20,7 @@ RESIDUAL_MM = 1e-3
 
 @dataclass(frozen=True)
 class Breathing:
-    """Amplitudes in mm of the way from inhale to exhale."""
+    """Amplitudes (mm) of the motion from inhale to exhale."""
 
     diaphragm_mm: float
     """Rise of the lung base at the back."""
@@ -42,7 +42,7 @@ class Breathing:
     def cage(self, points: Points) -> Points:
         """Displacement (mm) of chest wall, ribs, spine and skin; smooth, defined everywhere.
 
-        At the top, where the wall of the cavity turns horizontal, it goes with the core: no gap opens there.
+        At the top, where the wall of the cavity is horizontal, it moves with the core, so that no gap opens there.
         """
         y, z = points[:, 1], points[:, 2]
         top = torch.sigmoid((z - 45) / 12)
@@ -56,15 +56,15 @@ class Breathing:
         return points + torch.where(in_core, self.core(points), self.cage(points))
 
     def core_to_inhale(self, points: Points) -> Points:
-        """Inverse of x + core(x); InputError where the iteration does not converge."""
+        """Inverse of x + core(x); InputError if the iteration does not converge."""
         return _invert(self.core, points)
 
     def cage_to_inhale(self, points: Points) -> Points:
-        """Inverse of x + cage(x); InputError where the iteration does not converge."""
+        """Inverse of x + cage(x); InputError if the iteration does not converge."""
         return _invert(self.cage, points)
 
     def _rise(self, points: Points) -> Scalars:
-        """Upward motion with the diaphragm: none at the apex, most at the base and at the back."""
+        """Upward motion with the diaphragm: zero at the apex, largest at the base and at the back."""
         x, y, z = points.unbind(1)
         below_apex = ((LUNG_APEX_MM - z) / (LUNG_APEX_MM - LUNG_BASE_MM)).clamp(0, 1)
         posterior = 0.8 + 0.2 * torch.tanh(y / 50)
@@ -72,7 +72,7 @@ class Breathing:
         return self.diaphragm_mm * torch.sin(math.pi / 2 * below_apex) ** 2 * posterior * lateral
 
     def _narrowing(self, points: Points) -> Points:
-        """The chest gets flatter and narrower, less so at the top."""
+        """Inward and backward motion of the chest, which gets flatter and narrower, least at the top."""
         x, y, z = points.unbind(1)
         lower = 0.4 + 0.6 * torch.sigmoid((60 - z) / 25)
         inward = -self.chest_lateral_mm * lower * torch.tanh(x / 60)
@@ -80,11 +80,11 @@ class Breathing:
         return torch.stack([inward, backward, torch.zeros_like(z)], 1)
 
     def _detail(self, points: Points) -> Points:
-        """Six plane waves of 70 to 130 mm, fading out towards the pleura, where they would open gaps."""
+        """Six plane waves of 70 to 130 mm. They fade out towards the pleura, where they would open gaps."""
         rng = np.random.default_rng((self.seed, 1))
         direction, swing = rng.normal(size=(2, 6, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-        # orthogonal to the wave: divergence-free, so that lung density stays near physiology
+        # orthogonal to the wave, so divergence-free: lung density stays near physiology
         swing -= (swing * direction).sum(1, keepdims=True) * direction
         swing /= np.linalg.norm(swing, axis=1, keepdims=True)
         wave = 2 * np.pi / rng.uniform(70, 130, size=(6, 1)) * direction

@@ -1,4 +1,4 @@
-"""The pair: settings in, two images and the exact motion between them out."""
+"""A phantom pair from its settings: two images and the exact motion between them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ POINTS_AT_ONCE = 2**17
 def chest_grid(size: Size = (112, 88, 104), direction: Matrix = IDENTITY, centre_mm: Vector = (0.0, 0.0, 0.0)) -> Grid:
     """``size`` voxels along the index axes over the chest box around ``centre_mm``.
 
-    The box is turned with ``direction``: only flips and small rotations keep the whole chest in view. InputError for
+    The box is rotated by ``direction``, so only flips and small rotations keep the whole chest in view. InputError for
     fewer than two voxels along an axis.
     """
     if min(size) < 2:
@@ -36,18 +36,18 @@ def chest_grid(size: Size = (112, 88, 104), direction: Matrix = IDENTITY, centre
 
 @dataclass(frozen=True)
 class PhantomSettings:
-    """What chest, what motion, which images. Everything random follows from the seed."""
+    """Settings of chest, motion and images. Everything random depends on the seed only."""
 
     seed: int = 0
     fixed_grid: Grid = chest_grid()  # noqa: RUF009  (immutable)
-    """Any grid; the chest lies in the middle of the world. A smaller grid (``Grid.cropped``) cuts the lungs off."""
+    """Any grid. The chest lies in the middle of the world. A smaller grid (``Grid.cropped``) cuts the lungs."""
     moving_grid: Grid | None = None
     """None: the fixed grid, moved by ``moving_pose``."""
     moving_pose: Affine = Affine()  # noqa: RUF009  (immutable)
-    """Rigid map from the fixed to the moving world, applied after breathing: another table position or posture."""
+    """Rigid map from the fixed to the moving world, applied after breathing: another position of table or body."""
     fixed_phase: Literal["inhale", "exhale"] = "inhale"
     diaphragm_mm: float = 25.0
-    """Rise of the lung base at the back from inhale to exhale; the apex rests."""
+    """Rise of the lung base at the back from inhale to exhale; the apex does not move."""
     chest_ap_mm: float = 6.0
     """Backward motion of the front chest wall from inhale to exhale."""
     chest_lateral_mm: float = 3.0
@@ -55,31 +55,31 @@ class PhantomSettings:
     ribs_mm: float = 3.0
     """Downward motion of the ribs at the front from inhale to exhale."""
     detail_mm: float = 2.0
-    """Irregular smooth motion inside the chest, root mean square."""
+    """Root mean square of the irregular smooth motion inside the chest."""
     inhale_hu: float = -870.0
     """Mean of the parenchyma at inhale; exhale follows from conservation of mass."""
     noise_hu: float = 20.0
     """Standard deviation of white noise, independent in the two images."""
     landmarks: int = 300
-    """At most so many vessel bifurcations inside both images."""
+    """Maximum number of landmarks: vessel bifurcations inside both images."""
     lungs: Lungs = "both"
     """With one lung, soft tissue fills the other side."""
     opacity_mm: float = 0.0
-    """Depth of an opacity in the lower back of the right lung (of the only lung). Lobes and landmarks go on in it."""
+    """Depth of an opacity in the lower back of the right lung (of the only lung). It has lobes and landmarks, too."""
     table: bool = True
     """A table top under the back that does not move."""
     outside_hu: float | None = None
-    """Padding outside the scanner's circular field of view, as -1000, -2048 or -3024; None: no padding."""
+    """Padding outside the scanner's circular field of view, for example -1000, -2048 or -3024; None: no padding."""
 
 
 @dataclass(frozen=True)
 class PhantomPair:
     """Two images (HU) and the truth about them; ``x_moving = x_fixed + u(x_fixed)`` in mm, LPS.
 
-    The field is exact at every voxel centre. It jumps at the wall of the chest cavity (sliding), so interpolated
-    values there, and central differences across, are not the motion of any point. Outside both images' chest the
-    field continues that of the chest wall. Lobes: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right
-    lower; lung masks are lobes > 0, airways and vessels included.
+    The field is exact at every voxel centre. It jumps at the wall of the chest cavity (sliding). So interpolated values
+    and central differences across the wall are not the motion of any point. Outside the chest of both images, the field
+    continues that of the chest wall. Lobes: 1 left upper, 2 left lower, 3 right upper, 4 right middle, 5 right lower.
+    Lung masks are lobes > 0, with airways and vessels.
     """
 
     fixed: Float[Tensor, "1 1 z y x"]
@@ -103,7 +103,7 @@ class _View:
 
 
 def make_pair(settings: PhantomSettings = PhantomSettings()) -> PhantomPair:
-    """The pair of these settings. InputError: the motion folds, the pose is not rigid or a number is negative."""
+    """The pair of these settings. InputError if the motion folds, the pose is not rigid or a number is negative."""
     _check(settings)
     pose = settings.moving_pose
     fixed_grid = settings.fixed_grid
@@ -147,7 +147,7 @@ def _check(settings: PhantomSettings) -> None:
 
 
 def _check_folding(breathing: Breathing) -> None:
-    """A folded map may still have an inverse at every voxel, only not one: the determinant tells."""
+    """InputError if the motion folds. A folded map may still have inverses at every voxel, so test the determinant."""
     grid = chest_grid((50, 40, 47))
     points = _voxel_centres(grid)
     for name, motion in (("core", breathing.core), ("cage", breathing.cage)):
@@ -182,7 +182,7 @@ def _view(
 
 
 def _tissue_hu(anatomy: tissue.Anatomy, core: Points, cage: Points, density: Tensor, voxel_mm: float) -> Tensor:
-    """Core over cage: a gap that sliding opens at the pleura is filled with chest wall, an overlap shows the lung."""
+    """HU with the core over the cage: a gap from sliding at the pleura shows chest wall, an overlap shows the lung."""
     hu = anatomy.cage_hu(cage, voxel_mm)
     depth = shapes.cavity_depth(core)
     inner = depth > -voxel_mm
@@ -192,7 +192,7 @@ def _tissue_hu(anatomy: tissue.Anatomy, core: Points, cage: Points, density: Ten
 
 
 def _scanned(hu: Tensor, points: Points, grid: Grid, settings: PhantomSettings, stream: int) -> Tensor:
-    """Table, noise and padding: what belongs to the scan and does not move with the chest."""
+    """HU with table, noise and padding, which belong to the scan and do not move with the chest."""
     if settings.table:
         hu = torch.maximum(hu, tissue.table_hu(points, _voxel_mm(grid)))
     noise = np.random.default_rng((settings.seed, stream)).standard_normal(len(hu), dtype=np.float32)
@@ -208,7 +208,7 @@ def _scanned(hu: Tensor, points: Points, grid: Grid, settings: PhantomSettings, 
 
 
 def _displacement(fixed: _View, grid: Grid, pose: Affine) -> Tensor:
-    """pose(other phase) - x, in float64 until the end: the moving world may be metres away."""
+    """pose(other phase) - x. Computed in float64, because the moving world may be metres away."""
     parts = [
         (torch.from_numpy(pose(other.double().numpy())) - here.double()).float()
         for other, here in zip(
@@ -221,7 +221,7 @@ def _displacement(fixed: _View, grid: Grid, pose: Affine) -> Tensor:
 def _landmarks(
     anatomy: tissue.Anatomy, breathing: Breathing, fixed_grid: Grid, moving_grid: Grid, settings: PhantomSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bifurcations well inside the lung and both images (chest coordinates), at most ``settings.landmarks``."""
+    """At most ``settings.landmarks`` bifurcations well inside the lung and both images (chest coordinates)."""
     inhale = torch.from_numpy(anatomy.bifurcations)
     clear_mm = 2 * max(*fixed_grid.spacing, *moving_grid.spacing)
     inhale = inhale[shapes.lung_depth(inhale, settings.lungs) > clear_mm]
@@ -239,14 +239,14 @@ def _well_inside(points: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _posed(grid: Grid, pose: Affine) -> Grid:
-    """The grid as the rigid map carries it along."""
+    """The grid moved by the rigid map."""
     x, y, z = pose(np.array(grid.origin))
     columns = Affine.from_arrays(np.array(pose.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
     return replace(grid, origin=(float(x), float(y), float(z)), direction=columns)
 
 
 def _voxel_mm(grid: Grid) -> float:
-    """Edge of a cube of one voxel's volume."""
+    """Edge of a cube with the volume of one voxel."""
     return float(np.prod(grid.spacing) ** (1 / 3))
 
 
@@ -256,5 +256,5 @@ def _voxel_centres(grid: Grid) -> Points:
 
 
 def _in_parts(function: Callable[[Tensor], Tensor], points: Points) -> Tensor:
-    """The function over all points, part by part: what it computes on the way stays in the cache."""
+    """The function of all points, computed in parts, so that intermediate values stay in the cache."""
     return torch.cat([function(part) for part in points.split(POINTS_AT_ONCE)])

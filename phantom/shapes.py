@@ -1,7 +1,8 @@
 """The organs as analytic surfaces, at the inhale reference position.
 
-Chest coordinates in mm, LPS (x to the left, y to the back, z to the head), origin in the middle of the chest. Every
-``*_depth`` is positive inside, zero on the surface and to first order the distance to it in mm.
+Chest coordinates are in mm, LPS (x to the left, y to the back, z to the head), with the origin in the middle of the
+chest. Every ``*_depth`` is positive inside and zero on the surface. To first order, it is the distance to the surface
+in mm.
 """
 
 import math
@@ -29,7 +30,7 @@ def trunk_depth(points: Points) -> Scalars:
 
 
 def cavity_depth(points: Points) -> Scalars:
-    """Depth in the thoracic and abdominal cavity: a slight barrel with a dome; the spine stands outside it."""
+    """Depth in the thoracic and abdominal cavity: a slight barrel with a dome. The spine is outside."""
     x, y, z = points.unbind(1)
     barrel = 1 - ((z + 40) / 600) ** 2
     width, depth, dome = (x.abs() - 28).clamp(min=0), (y + 1).abs(), (z - 20).clamp(min=0)
@@ -39,7 +40,7 @@ def cavity_depth(points: Points) -> Scalars:
 
 
 def diaphragm_height(points: Points) -> Scalars:
-    """Height above the diaphragm: two domes, the right one higher, lower at the back."""
+    """Height above the diaphragm: two domes, of which the right one is higher. Both are lower at the back."""
     x, y, z = points.unbind(1)
     across = ((y + 5) / 75) ** 2
     right = -36 - 44 * (((x + 58) / 56) ** 2 + across)
@@ -68,7 +69,7 @@ def lung_depth(points: Points, lungs: Lungs = "both") -> Scalars:
 
 
 def oblique_height(points: Points) -> Scalars:
-    """Distance above the oblique fissure (negative: the lower lobe), a wavy sheet falling to the front."""
+    """Distance above the oblique fissure (negative: the lower lobe), a wavy sheet that falls to the front."""
     x, y, z = points.unbind(1)
     wave = 5 * torch.sin(y / 38 + 0.02 * x) + 4 * torch.sin(x / 30)
     return (z + 8 - OBLIQUE_SLOPE * y - wave) / math.hypot(1, OBLIQUE_SLOPE)
@@ -89,14 +90,14 @@ def lobes(points: Points, lungs: Lungs = "both") -> UInt8[Tensor, " n"]:
 
 
 def fissure_distance(points: Points) -> Scalars:
-    """Distance to the nearest fissure: oblique on both sides, horizontal in the right lung in front of it."""
+    """Distance to the nearest fissure: oblique in both lungs, horizontal in the right lung in front of the oblique."""
     oblique = oblique_height(points)
     horizontal = torch.where((points[:, 0] < 0) & (oblique > 0), horizontal_height(points).abs(), torch.inf)
     return torch.minimum(oblique.abs(), horizontal)
 
 
 def _depth(*terms: tuple[Tensor, Tensor | float, int]) -> Scalars:
-    """(1 - f) / |∇f| for f = Σ (s/a)^p over terms (s ≥ 0, a, p): to first order the distance to f = 1."""
+    """(1 - f) / |∇f| for f = Σ (s/a)^p over terms (s ≥ 0, a, p): the distance to f = 1, to first order."""
     value = torch.zeros_like(terms[0][0])
     slope = torch.zeros_like(value)
     for s, a, p in terms:

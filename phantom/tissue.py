@@ -1,4 +1,4 @@
-"""What the CT shows at a reference point: HU of lungs, vessels, airways, organs, bones and fat."""
+"""HU of the CT at a reference point: lungs, vessels, airways, organs, bones and fat."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ TEXTURE_SCALES_MM = {5.0: 26.0, 11.0: 20.0, 35.0: 15.0}
 
 @dataclass(frozen=True)
 class Anatomy:
-    """One random chest: what lies where at the reference position (inhale), in chest coordinates."""
+    """One random chest at the reference position (inhale), in chest coordinates."""
 
     lungs: Lungs
     inhale_hu: float
@@ -32,7 +32,7 @@ class Anatomy:
     texture: list[tuple[Tensor, Grid]]
 
     def core_hu(self, points: Points, density: Scalars, voxel_mm: float) -> Scalars:
-        """HU of lungs, mediastinum and abdomen where the lung tissue is ``density`` times as dense as at inhale."""
+        """HU of lungs, mediastinum and abdomen. The lung tissue is ``density`` times as dense as at inhale."""
         shade = sum((displacement_at(points, *lattice)[:, 0] for lattice in self.texture), start=torch.tensor(0.0))
         depth = shapes.lung_depth(points, self.lungs)
         hu = self._organs(points, shade, voxel_mm)
@@ -44,7 +44,7 @@ class Anatomy:
         return torch.lerp(hu, hu.new_tensor(AIR), self.airways.occupancy(points, voxel_mm))
 
     def cage_hu(self, points: Points, voxel_mm: float) -> Scalars:
-        """HU of skin, fat, muscle and bones, and of the air around; muscle where the cavity is."""
+        """HU of skin, fat, muscle and bones, and of the air around the chest; muscle in the cavity."""
         x, y, z = points.unbind(1)
         trunk, cavity = shapes.trunk_depth(points), shapes.cavity_depth(points)
         hu = torch.full_like(x, float(MUSCLE))
@@ -84,7 +84,7 @@ class Anatomy:
         return torch.lerp(hu, abdomen, filled(-shapes.diaphragm_height(points), voxel_mm))
 
     def _parenchyma(self, points: Points, shade: Scalars, density: Scalars, voxel_mm: float) -> Scalars:
-        """Textured tissue, denser at the back (gravity), with fissures; (HU + 1000) is a density and is conserved."""
+        """HU of textured tissue, denser at the back (gravity), with fissures. (HU + 1000) is a conserved density."""
         tissue = (self.inhale_hu - AIR + 0.2 * points[:, 1] + shade).clamp(min=20) * density + AIR
         sheet_mm = 1.2
         width = max(sheet_mm, voxel_mm)
@@ -92,7 +92,7 @@ class Anatomy:
         return torch.lerp(tissue, tissue.new_tensor(FLUID), 0.7 * sheet)
 
     def _consolidated(self, points: Points, hu: Scalars, depth: Scalars, voxel_mm: float) -> Scalars:
-        """Fluid in the lower back of the right lung (of the left, when it is the only one)."""
+        """HU with fluid in the lower back of the right lung (of the left lung, if it is the only one)."""
         if self.opacity_mm <= 0:
             return hu
         x, y, z = points.unbind(1)
@@ -103,7 +103,7 @@ class Anatomy:
 
 
 def grow_anatomy(seed: int, lungs: Lungs, inhale_hu: float, opacity_mm: float, voxel_mm: float) -> Anatomy:
-    """The chest of this seed; details finer than voxels of ``voxel_mm`` can show are left out."""
+    """The chest of this seed, without details that are too small for voxels of ``voxel_mm``."""
     rng = np.random.default_rng((seed, 0))
     vessels, forks, airways = [], [], [_central_airways(lungs)]
     spacing = max(10.0, 3.2 * voxel_mm)
@@ -129,14 +129,14 @@ def grow_anatomy(seed: int, lungs: Lungs, inhale_hu: float, opacity_mm: float, v
 
 
 def table_hu(points: Points, voxel_mm: float) -> Scalars:
-    """A slightly hollow slab under the back, 6 mm thick; air elsewhere."""
+    """HU of the table: a slightly hollow slab under the back, 6 mm thick; air elsewhere."""
     x, y, _ = points.unbind(1)
     depth = torch.minimum(3 - (y - TABLE_Y_MM + (x / 60) ** 2).abs(), 140 - x.abs())
     return AIR + (TABLE_HU - AIR) * filled(depth, voxel_mm)
 
 
 def lobe_targets(label: int, lungs: Lungs, spacing_mm: float, rng: np.random.Generator) -> Float[np.ndarray, "t 3"]:
-    """About one point per ``spacing_mm``³ of a lobe: a jittered lattice, clear of pleura and fissures."""
+    """About one point per ``spacing_mm``³ of a lobe: a jittered lattice, with a distance to pleura and fissures."""
     axes = [np.arange(-half, half, spacing_mm) for half in (115.0, 85.0, 115.0)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     points += rng.uniform(0, spacing_mm, size=(1, 3)) + rng.uniform(-0.4, 0.4, size=points.shape) * spacing_mm
@@ -160,7 +160,7 @@ def _central_airways(lungs: Lungs) -> Branches:
 
 
 def _lattice(spacing_mm: float, sd_hu: float, rng: np.random.Generator) -> tuple[Tensor, Grid]:
-    """Random values on a lattice around the chest, to be read trilinearly."""
+    """Random values on a lattice around the chest, for trilinear interpolation."""
     x, y, z = (int(np.ceil(n / spacing_mm)) + 2 for n in (340.0, 280.0, 380.0))
     grid = Grid((x, y, z), (spacing_mm,) * 3, (-170.0, -140.0, -190.0))
     values = torch.from_numpy(rng.normal(0, 1.6 * sd_hu, size=(1, 1, *grid.shape)).astype(np.float32))
@@ -168,5 +168,5 @@ def _lattice(spacing_mm: float, sd_hu: float, rng: np.random.Generator) -> tuple
 
 
 def filled(depth: Tensor, voxel_mm: float) -> Tensor:
-    """Part of a voxel that a surface at this depth fills (partial volume)."""
+    """Share of a voxel that is inside a surface at this depth (partial volume)."""
     return (0.5 + depth / voxel_mm).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Branching trees that fill a volume, and tubes drawn around them."""
+"""Branching trees that fill a volume, and tubes around them."""
 
 from dataclasses import dataclass
 
@@ -36,8 +36,9 @@ def grow_tree(
 ) -> tuple[Branches, Float[Array, "f 3"]]:
     """A tree from ``root`` to every target, and its bifurcations.
 
-    Volume filling as in Tawhai et al. 2000 (Ann Biomed Eng 28): a branch goes 40 % of the way to the centroid of its
-    targets, which are then halved across their widest direction. Radii follow Murray's law, r³ = r₁³ + r₂³.
+    The tree fills a volume as in Tawhai et al. 2000 (Ann Biomed Eng 28). A branch goes 40 % of the way to the centroid
+    of its targets. Then the targets are halved across their widest direction. Radii follow Murray's law,
+    r³ = r₁³ + r₂³.
     """
     branches, forks = [], []
     open_ends = [(root, targets)] if len(targets) else []
@@ -61,7 +62,8 @@ def grow_tree(
 class Tubes:
     """Soft tubes around branches, evaluated at any points.
 
-    The nearest centre line is looked up among branches of similar radius: a thin branch must not hide a thick one.
+    The nearest centre line is looked up among branches of similar radius, so that a thin branch does not hide a thick
+    one.
     """
 
     def __init__(self, branches: Branches, step_mm: float) -> None:
@@ -77,10 +79,10 @@ class Tubes:
         self._classes = [(cKDTree(points[level == k]), radius[level == k]) for k in np.unique(level)]
 
     def occupancy(self, points: Points, voxel_mm: float, wall: float = 0.0) -> Scalars:
-        """How much of a voxel of ``voxel_mm`` at each point the tubes fill, 0 to 1.
+        """Share of a voxel of ``voxel_mm`` at each point that the tubes fill, 0 to 1.
 
-        A tube thinner than a voxel is drawn one voxel wide and fainter by the ratio of the cross-sections, as partial
-        volume does. ``wall`` thickens radii by this fraction and 0.4 mm.
+        A tube thinner than a voxel is drawn one voxel wide, and fainter by the ratio of the cross-sections: this is the
+        partial volume effect. ``wall`` increases radii by this fraction and 0.4 mm.
         """
         filled = np.zeros(len(points), dtype=np.float32)
         place = points.detach().numpy()
