@@ -1,3 +1,3 @@
-"""What the algorithm is compared with."""
+"""Methods that the algorithm is compared with."""
 
 import algorithm  # noqa: F401 - before torch, see algorithm.cpus

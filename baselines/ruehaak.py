@@ -1,17 +1,17 @@
-"""The conventional method: the objective minimised for the pair, without any training (Rühaak et al. 2017).
+"""The conventional method: minimise the objective for the pair, without training (Rühaak et al. 2017).
 
     python -m baselines.ruehaak FIXED MOVING OUT [--method ruehaak|refinement]
 
 Rühaak et al., "Estimation of large motion in lung CT by integrating regularized keypoint correspondences into dense
 deformable registration", IEEE TMI 2017: NGF, curvature, volume change control and keypoints, coarse to fine, in one
-direction, from a linear pre-alignment; the method that Hering et al. 2021 compare with. The same inputs, outputs and
-exit codes as ``python -m algorithm``. Unlike the original it minimises by Adam on a control grid
-(`algorithm.refinement.refine`) instead of by L-BFGS on the voxels, of 2 mm at the finest, and aligns no lung masks; its
-pre-alignment and its keypoints are ours.
+direction, after a linear pre-alignment. Hering et al. 2021 compare with this method. Inputs, outputs and exit codes are
+those of ``python -m algorithm``. There are differences to the original: Adam on a control grid
+(`algorithm.refinement.refine`) instead of L-BFGS on the voxels, voxels of 2 mm on the finest level, no alignment of
+lung masks, and our own pre-alignment and keypoints.
 
-``--method refinement`` is our refinement from the pre-alignment: the same levels and distance, but with a diffusion
-term, without keypoints at the finest level, where they are less exact than the images, and with the mean of both
-directions. It is not Rühaak's.
+``--method refinement`` is our refinement after the pre-alignment, not Rühaak's method. It has the same levels and
+distance, but it adds a diffusion term and takes the mean of both directions. At the finest level it has no keypoints,
+because there they are less exact than the images.
 """
 
 import argparse
@@ -49,8 +49,8 @@ CONVENTIONAL = RefineSettings(
         Weights(alpha=40.0, beta=0.0, gamma=0.04, delta=0.02, t=0.05),
     ),
 )
-"""The terms of Rühaak et al. 2017. α and γ are those of Hering et al. 2021 in our normalisation (`Weights`), both times
-4: the best of four factors by the landmarks of two development pairs. δ is by magnitude."""
+"""The terms of Rühaak et al. 2017. α and γ are four times those of Hering et al. 2021 in our normalisation (`Weights`):
+4 was the best of four factors by the landmarks of two development pairs. δ is chosen by magnitude."""
 REFINEMENT = replace(
     CONVENTIONAL,
     both_directions=True,
@@ -60,13 +60,13 @@ REFINEMENT = replace(
         Weights(alpha=10.0, beta=0.0, gamma=0.01, delta=0.0, t=0.05, diffusion=0.8),
     ),
 )
-"""Our refinement from the pre-alignment."""
+"""Our refinement after the pre-alignment."""
 
 
 def register(
     fixed: Subject, moving: Subject, settings: RefineSettings, device: torch.device, report: Report
 ) -> Transform:
-    """Registers two scans; says in ``report`` how well it went."""
+    """Register two scans; ``report`` gets the quality figures and warnings."""
     with report.timed("prepare"):
         pair = prepare(fixed, moving, CascadeSettings().network_size)
     start, grid = torch.zeros(1, 3, 8, 8, 8, device=device), pair.grid.resized((8, 8, 8))
@@ -78,7 +78,7 @@ def register(
 
 
 def main() -> int:
-    """Runs the command line; the exit code."""
+    """Run the command line. Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("fixed", "moving", "out"):
         parser.add_argument(name, type=Path)
@@ -90,7 +90,7 @@ def main() -> int:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One case, from files to files."""
+    """Register one case, from files to files."""
     report = Report()
     withdraw(arguments.out)
     outputs = prepare_outputs(arguments.out, image_name(arguments.fixed), (arguments.fixed, arguments.moving))
