@@ -1,4 +1,4 @@
-"""The one exception for what the user can put right, and the exit codes."""
+"""The exception for errors that the user can correct, and the exit codes."""
 
 import logging
 import os

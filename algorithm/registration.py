@@ -64,7 +64,7 @@ def register(
 
     If the GPU cannot be used, the CPU replaces it, with a warning, unless the user ``insist``s on the device.
     """
-    with ThreadPoolExecutor(1) as pool:  # most of the preparation is one thread's work
+    with ThreadPoolExecutor(1) as pool:  # most of the preparation uses one thread
         ready = pool.submit(get_ready, weights.cascade, device)
         with report.timed("prepare"):
             pair = prepare(fixed, moving, weights.cascade.settings.network_size)

@@ -96,7 +96,7 @@ class Breathing:
 
 
 def _invert(displacement: Callable[[Tensor], Tensor], points: Points, iterations: int = 60) -> Points:
-    """x with x + displacement(x) = points, by x ← points - displacement(x); converges where |∇ displacement| < 1."""
+    """x with x + displacement(x) = points, by x ← points - displacement(x). Converges where |∇ displacement| < 1."""
     x = points
     for _ in range(iterations):
         following = points - displacement(x)

@@ -57,7 +57,7 @@ class PhantomSettings:
     detail_mm: float = 2.0
     """Root mean square of the irregular smooth motion inside the chest."""
     inhale_hu: float = -870.0
-    """Mean of the parenchyma at inhale; exhale follows from conservation of mass."""
+    """Mean of the parenchyma at inhale. The mean at exhale follows from conservation of mass."""
     noise_hu: float = 20.0
     """Standard deviation of white noise, independent in the two images."""
     landmarks: int = 300

@@ -41,7 +41,7 @@ PAPER_TRE_MM = {
     "proposed": 1.14,
 }
 """Configurations in the order of the table, and the paper's mean error on the ten DIR-Lab 4DCT pairs (its table 2; for
-VoxelMorph section 5.7)."""
+VoxelMorph, its section 5.7)."""
 CONFIGS = (*PAPER_TRE_MM, "exact_field")
 """The rows of the table. The last one has no counterpart in the paper."""
 

@@ -52,7 +52,7 @@ class BreathingSettings:
 
 
 AT_REST = BreathingSettings()
-"""Quiet breathing, and somewhat more."""
+"""Quiet and somewhat deeper breathing."""
 BREATH_HOLD = BreathingSettings(
     motion=MotionSettings(
         diaphragm_mm=40.0,

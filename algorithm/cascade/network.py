@@ -46,7 +46,7 @@ WINDOW_HU = (-1000.0, 200.0)
 
 @dataclass(frozen=True)
 class CascadeSettings:
-    """What is needed to rebuild a cascade from a weights file."""
+    """Settings that are needed to rebuild a cascade from a weights file."""
 
     features: tuple[int, ...] = (16, 32, 64, 128)
     """Channels at full, 1/2, 1/4, ... of a level's resolution."""
@@ -67,7 +67,7 @@ class CascadeSettings:
         return self.applications[level] if self.applications else 1
 
     def to_dict(self) -> dict[str, list[int]]:
-        """For JSON."""
+        """The settings for JSON."""
         return {name: list(value) for name, value in asdict(self).items()}
 
     @classmethod
@@ -93,7 +93,7 @@ def _block(channels_in: int, channels_out: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """(fixed, warped moving) as two channels → displacement in voxels; each size a multiple of 2^(blocks - 1)."""
+    """(fixed, warped moving) as two channels → displacement in voxels. Each size is a multiple of 2^(blocks - 1)."""
 
     def __init__(self, features: Sequence[int] = (16, 32, 64, 128)) -> None:
         super().__init__()

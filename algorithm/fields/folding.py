@@ -157,7 +157,7 @@ def _steep(voxels: Tensor, least: float) -> Bool[Tensor, "z y x"]:
             step = torch.maximum(step.narrow(dim, 0, n), step.narrow(dim, 1, n))
         norms.append(step[0])
     gentle: Tensor = norms[0] + norms[1] + norms[2] <= (1 - least ** (1 / 3)) ** 2
-    return gentle.logical_not_()  # so that NaN counts as steep
+    return gentle.logical_not_()  # with this order, NaN counts as steep
 
 
 def _edge_determinants(voxels: Float[Tensor, "3 z y x"], cells: Int[Tensor, "n 3"]) -> Float[Tensor, " n"]:

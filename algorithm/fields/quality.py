@@ -22,7 +22,7 @@ from ..objective.local_correlation import local_correlation_distance
 from ..preparation.prepare import Prepared
 
 NGF_EDGE_HU_PER_MM = 10.0
-"""ε of the reported NGF distance, above the noise of most scans at this resolution."""
+"""ε of the reported NGF distance. It is above the noise of most scans at this resolution."""
 LEAST_DETERMINANT = 0.05
 """t of the reported volume change."""
 

@@ -14,7 +14,7 @@ IDENTITY: Matrix = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 @dataclass(frozen=True)
 class Grid:
-    """Voxel centres in the world, as an ITK image header gives them; every triple is in the order (x, y, z)."""
+    """Voxel centres in the world, as in an ITK image header. Every triple is in the order (x, y, z)."""
 
     size: Size
     spacing: Vector = (1.0, 1.0, 1.0)
@@ -61,7 +61,7 @@ class Grid:
         return self.cropped((-margin, -margin, -margin), (x, y, z))
 
     def resized(self, size: Size) -> "Grid":
-        """Another number of voxels in the same box: outer voxel *edges* stay, so the origin moves by half voxels."""
+        """The same box with another number of voxels. Outer voxel *edges* stay, so the origin moves by half voxels."""
         return self.between(np.full(3, -0.5), np.array(self.size) - 0.5, size)
 
     def between(self, low: np.ndarray, high: np.ndarray, size: Size) -> "Grid":
@@ -116,7 +116,7 @@ class Affine:
         return cls.from_arrays(matrix, shift - matrix @ centre)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Maps world points (..., 3) in mm."""
+        """Map world points (..., 3) in mm."""
         mapped: np.ndarray = np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
         return mapped
 

@@ -1,6 +1,6 @@
 """Values of a volume at positions in the world.
 
-The only module that calls ``grid_sample``, always with ``align_corners=True``.
+This is the only module that calls ``grid_sample``, always with ``align_corners=True``.
 """
 
 import math

@@ -9,7 +9,7 @@ from scipy import ndimage
 from .working_copy import GAS_HU, Array, Mask, Spacing, Walls, voxel_litres, voxels_in
 
 FRAGMENT_LITRES = 0.02
-"""Smaller separate parts of a lung are dropped."""
+"""Minimum volume of a separate part of a lung; smaller parts are dropped."""
 
 
 def find_body(tissue: Mask, spacing: Spacing) -> Mask:

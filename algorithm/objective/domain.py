@@ -23,6 +23,6 @@ def domain_mean(
 
 
 def check_same_shape(expected: tuple[int, ...], actual: tuple[int, ...]) -> None:
-    """ValueError where shapes differ: broadcasting would hide the mistake."""
+    """ValueError if the shapes differ: broadcasting would hide the mistake."""
     if tuple(expected) != tuple(actual):
         raise ValueError(f"expected a volume of shape {tuple(expected)}, got {tuple(actual)}")

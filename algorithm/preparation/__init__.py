@@ -1,1 +1,1 @@
-"""From two scans to what the cascade sees: values in HU, lungs, linear pre-alignment, network grid."""
+"""From two scans to the input of the cascade: values in HU, lungs, linear pre-alignment, network grid."""

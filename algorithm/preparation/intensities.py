@@ -21,7 +21,8 @@ SAMPLE = 1_000_000
 """Approximate number of voxels that are checked, evenly distributed."""
 AIR_OR_LUNG_HU, LEAST_AIR = (-1100.0, -200.0), 0.002
 DENSE_HU, MOST_DENSE = (600.0, 1300.0), 0.1
-"""Denser than contrast-enhanced blood: cortical bone and metal, a few per cent of a chest."""
+"""Range denser than contrast-enhanced blood, and its largest share: cortical bone and metal, a few per cent of a chest.
+"""
 SOFT_HU, LEAST_SOFT = (-150.0, 200.0), 0.05
 BONE_HU, LEAST_BONE = 130.0, 0.001
 EMPTY_HU, MOST_EMPTY = -1150.0, 0.002

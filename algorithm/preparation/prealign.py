@@ -39,7 +39,7 @@ LEAST_AFFINE_DETERMINANT = 0.1
 
 
 def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSettings()) -> Affine:
-    """The affine map (mm, LPS) from fixed to moving world positions; InputError when the images share too little."""
+    """The affine map (mm, LPS) from fixed to moving world positions; InputError if the images share too little."""
     coarse_fixed, coarse_moving = fixed.coarsened(), moving.coarsened()
     candidates = []
     found = starts(fixed, moving)

@@ -18,10 +18,10 @@ from .subject import Subject
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """How scans become network input; lengths in mm."""
+    """Settings of `prepare`; lengths in mm."""
 
     margin_mm: float = 12.0
-    """Free space around the lungs in the network grid."""
+    """Margin around the lungs in the network grid."""
     moving_margin_vox: int = 16
     """Margin of the moving image around the network grid, for displacements that point outside it."""
     prealign_spacing_mm: float = 4.0

@@ -84,9 +84,9 @@ class RefineSettings:
     window_hu: tuple[float, float] = (-1000.0, -100.0)
     """Intensity window: only differences within the lungs count, not those of ribs, heart and diaphragm."""
     noise_hu: float = 20.0
-    """s of the local correlation."""
+    """s of the local correlation: its noise level."""
     epsilon_hu_per_mm: float = 10.0
-    """ε of the NGF."""
+    """ε of the NGF: its edge parameter."""
     margin_mm: float = 12.0
     """Margin of the field around the fixed lungs. Beyond it, the field is constant."""
     mask_margin_vox: int = 0
