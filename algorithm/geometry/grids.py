@@ -129,7 +129,7 @@ class Affine:
 
 
 def moved(grid: Grid, rigid: Affine) -> Grid:
-    """The grid as a rigid map of the world carries it along: its voxels keep their values, not their places."""
+    """The grid moved by a rigid map of the world. Voxels of an image keep their values and change their positions."""
     x, y, z = rigid(np.array(grid.origin))
     direction = Affine.from_arrays(np.array(rigid.matrix) @ np.array(grid.direction), np.zeros(3)).matrix
     return replace(grid, origin=(float(x), float(y), float(z)), direction=direction)

@@ -24,11 +24,11 @@ MASK_MEDIAN_HU = (-985.0, -300.0)
 MASK_SAMPLE = 1_000_000
 """Approximate maximum number of voxels of a mask that are looked up in its scan."""
 EDGE_MM, EDGE_HU, LEAST_EDGE = 4.0, 150.0, 0.5
-"""`LEAST_EDGE` is the minimum share of a mask's border where the scan is denser outside than inside: by at least
-`EDGE_HU`, between two places `EDGE_MM` from the border. Right masks have 0.95 or more, masks that lie 20 mm aside at
-most 0.38, and lungs of which 40 % hold no air 0.54."""
+"""`LEAST_EDGE` is the minimum share of a mask's border where the scan is denser outside than inside, by at least
+`EDGE_HU`, between two positions `EDGE_MM` from the border. Correct masks have 0.95 or more, masks shifted by 20 mm have
+at most 0.38, and masks of lungs without air in 40 % of their volume have 0.54."""
 EDGE_SAMPLE = 20_000
-"""Approximate number of places of the border that are looked at along each axis."""
+"""Approximate number of positions on the border that are checked along each axis."""
 
 
 class Subject(NamedTuple):
@@ -105,9 +105,9 @@ def _values(image: Image, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarr
 
 
 def _edge_share(lungs: LungMask, image: Image) -> float | None:
-    """Of the border of a mask, the share where the scan is denser outside; None for a mask without one in the scan."""
+    """Share of a mask's border where the scan is denser outside; None if no part of the border lies in the scan."""
     mask, steps = lungs.mask[0, 0], []
-    for axis in range(3):  # of the tensor: z, y, x
+    for axis in range(3):  # axes of the tensor: z, y, x
         last = mask.shape[axis] - 1
         before, after = (mask.narrow(axis, start, last) for start in (0, 1))
         border = (before ^ after).nonzero()
