@@ -1,3 +1,3 @@
-"""Measurements on the machine at hand. Nothing here is asserted by a test."""
+"""Measurements on the machine at hand. Tests do not check their results."""
 
 import algorithm  # noqa: F401 - before torch, see algorithm.cpus

@@ -1,12 +1,12 @@
-"""A cohort's planning at scale, and whether nothing is lost or done twice when it is killed.
+"""Time for planning a large cohort, and a check that a killed cohort loses nothing and does nothing twice.
 
     python -m benchmarks.cohort plan [--rows 10000]
     python -m benchmarks.cohort run [--pairs 40] [--size 36 30 34] [--workers 2] [--weights FOLDER] [-- OPTIONS]
 
-plan    a made-up table over files that are empty, planned by `lungreg cohort --dry-run`
-run     phantoms that are really registered, one in eight of them broken (a file that is missing, values that are no
-        HU, a mask of everything, a text that is no image); the whole group of processes killed by SIGKILL when half of
-        the pairs have ended; called again; again when all is done; and after a row was edited and one added
+plan    an artificial table of empty files, planned by `lungreg cohort --dry-run`
+run     phantoms that are registered; one in eight is broken (a missing file, values that are not HU, a mask of the
+        whole image, a text in place of an image). All processes are killed by SIGKILL when half of the pairs have
+        ended. Then the command is called again; once more when all is done; and after one row was edited and one added
 
 OPTIONS are those of `lungreg cohort`.
 """
@@ -28,7 +28,7 @@ import SimpleITK as sitk
 from algorithm.cohort.plan import subjects_with
 
 BROKEN = ("missing.mha,moving.mha,", "flat.mha,moving.mha,", "fixed.mha,moving.mha,all.mha", "text.mha,moving.mha,")
-"""Cells of fixed, moving and fixed_mask."""
+"""Cells of fixed, moving and fixed_mask of broken pairs."""
 ONE_IN = 8
 
 
@@ -38,7 +38,7 @@ def command(folder: Path, more: Sequence[str]) -> list[str]:
 
 
 def plan(rows: int) -> None:
-    """Prints how long the planning takes."""
+    """Print the time for planning."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         lines = ["subject,fixed,moving,fixed_landmarks,moving_landmarks\n"]
@@ -58,7 +58,7 @@ def plan(rows: int) -> None:
 
 
 def scans(folder: Path, size: Sequence[int]) -> None:
-    """A phantom pair and what is wrong in other rows."""
+    """Write a phantom pair and the broken files of other rows."""
     done = [sys.executable, "-m", "phantom", str(folder), "--size", *map(str, size)]
     subprocess.run(done, check=True, stdout=subprocess.DEVNULL)
     scan = sitk.ReadImage(str(folder / "fixed.mha"))
@@ -68,23 +68,23 @@ def scans(folder: Path, size: Sequence[int]) -> None:
 
 
 def table(pairs: int) -> list[str]:
-    """Rows, one in `ONE_IN` of them broken."""
+    """The rows of a table; one in `ONE_IN` is broken."""
     cells = [BROKEN[n // ONE_IN % len(BROKEN)] if n % ONE_IN == 3 else "fixed.mha,moving.mha," for n in range(pairs)]
     return [f"p{number:02d},{of}\n" for number, of in enumerate(cells)]
 
 
 def written(out: Path) -> dict[str, int]:
-    """When the results of each pair were."""
+    """Modification time of the results of each pair."""
     return {path.parent.name: path.stat().st_mtime_ns for path in (out / "pairs").glob("*/results.json")}
 
 
 def ended(out: Path) -> set[str]:
-    """The pairs whose registration came to its end."""
+    """The pairs whose registration has ended."""
     return subjects_with(out, "register", "done") | subjects_with(out, "register", "failed")
 
 
 def called(folder: Path, more: Sequence[str], rows: Sequence[str]) -> tuple[float, int]:
-    """Seconds and exit code of the command for these rows."""
+    """Time (s) and exit code of the command for these rows."""
     (folder / "table.csv").write_text("subject,fixed,moving,fixed_mask\n" + "".join(rows))
     began = time.monotonic()
     done = subprocess.run(command(folder, more), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -92,7 +92,7 @@ def called(folder: Path, more: Sequence[str], rows: Sequence[str]) -> tuple[floa
 
 
 def run(pairs: int, size: Sequence[int], more: Sequence[str], folder: Path) -> None:
-    """Prints a line for each call."""
+    """Print a line for each call."""
     out, rows = folder / "out", table(pairs)
     scans(folder, size)
     (folder / "table.csv").write_text("subject,fixed,moving,fixed_mask\n" + "".join(rows))
@@ -128,7 +128,7 @@ def run(pairs: int, size: Sequence[int], more: Sequence[str], folder: Path) -> N
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("plan", "run"))
     parser.add_argument("--rows", type=int, default=10_000)

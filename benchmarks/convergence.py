@@ -1,11 +1,11 @@
 """Error against time of the refinement, from the pre-alignment and from the cascade, in one direction.
 
-    python -m benchmarks.convergence PAIR... --out docs/convergence.png
+python -m benchmarks.convergence PAIR... --out docs/convergence.png
 
-PAIR is a folder as for `benchmarks.landmarks`. Every point is a run of its own with more steps: from the pre-alignment
-on levels of 8, 4 and 2 mm; from the cascade, which is closer, on those of 4 and 2 mm or, with smaller steps, of 2 mm
-alone. Time counts from the pre-alignment, the cascade's own included. Prints landmark errors
-(mm) and times (s), means over the pairs.
+PAIR is a folder as for `benchmarks.landmarks`. Every point is a separate run with another number of steps. From the
+pre-alignment, the levels are 8, 4 and 2 mm. The cascade is closer to the result, so from there the levels are 4 and 2
+mm or, with smaller steps, only 2 mm. Time starts after the pre-alignment and includes the cascade. Prints landmark
+errors (mm) and times (s), means over the pairs.
 """
 
 import argparse
@@ -22,13 +22,14 @@ from algorithm.refinement.refine import RefineSettings, refine
 from benchmarks.refinement import CASCADE, PREALIGNED, Case, load, settings
 
 BUDGETS = (2, 5, 10, 20, 40, 60)
-"""Steps on each level but the finest."""
+"""Steps on each level except the finest."""
 ALONE = "cascade, 2 mm alone"
 STARTS = (PREALIGNED, CASCADE, ALONE)
 
 
 def with_budget(start: str, steps: int) -> RefineSettings:
-    """One direction, local correlation, no keypoints; 2 mm take two thirds of the steps of a level, alone half."""
+    """One direction, local correlation, no keypoints; The level of 2 mm has two thirds of the steps; half if it is the
+    only level."""
     if start == ALONE:
         one = settings("local correlation", False, CASCADE)
         return replace(one, spacing_mm=one.spacing_mm[-1:], weights=one.weights[-1:], steps=(steps // 2,), step_vox=0.2)
@@ -38,7 +39,7 @@ def with_budget(start: str, steps: int) -> RefineSettings:
 
 
 def measure(case: Case, start: str, steps: int) -> dict[str, float | str | int]:
-    """Mean landmark error (mm) and time (s) of one run; 0 steps: of the start."""
+    """Mean landmark error (mm) and time (s) of one run; with 0 steps, those of the start."""
     first = CASCADE if start == ALONE else start
     displacement, grid = case.starts[first]
     begun = time.monotonic() - case.start_s[first]
@@ -53,7 +54,7 @@ def measure(case: Case, start: str, steps: int) -> dict[str, float | str | int]:
 
 
 def plot(table: pd.DataFrame, out: Path) -> None:
-    """Mean over the pairs."""
+    """Plot the means over the pairs."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,9 +1,9 @@
 """Time and memory of the evaluation of one large case: landmarks, five lobes, a field on the full grid.
 
-    python -m benchmarks.evaluation OUT [--size 512 512 300]
+python -m benchmarks.evaluation OUT [--size 512 512 300]
 
-The case is a phantom of a quarter of the resolution, resampled, into OUT. Time (s) and peak memory (GB) are those of
-`python -m evaluation` and its worker, with the page and without.
+The case is a phantom at a quarter of the resolution, resampled and written to OUT. Time (s) and peak memory (GB) are
+those of `python -m evaluation` and its worker, with and without the page.
 """
 
 import argparse
@@ -20,7 +20,7 @@ FILES = ("fixed_landmarks.csv", "moving_landmarks.csv")
 
 
 def enlarged(image: sitk.Image, size: tuple[int, int, int], interpolator: int) -> sitk.Image:
-    """The image in the same box with so many voxels."""
+    """The image resampled to ``size`` voxels in the same box."""
     spacing = [extent * n / m for extent, n, m in zip(image.GetSpacing(), image.GetSize(), size, strict=True)]
     shift = [(s - old) / 2 for s, old in zip(spacing, image.GetSpacing(), strict=True)]  # phantoms lie along the axes
     origin = [o + s for o, s in zip(image.GetOrigin(), shift, strict=True)]
@@ -29,7 +29,7 @@ def enlarged(image: sitk.Image, size: tuple[int, int, int], interpolator: int) -
 
 
 def make_case(out: Path, size: tuple[int, int, int]) -> None:
-    """OUT/ground_truth/phantom and OUT/predictions/phantom.mha."""
+    """Write OUT/ground_truth/phantom and OUT/predictions/phantom.mha."""
     small, truth = out / "small", out / "ground_truth" / "phantom"
     quarter = [str(max(16, n // 4)) for n in size]
     subprocess.run([sys.executable, "-m", "phantom", str(small), "--size", *quarter], check=True)
@@ -45,7 +45,7 @@ def make_case(out: Path, size: tuple[int, int, int]) -> None:
 
 
 def main() -> None:
-    """Prints time and memory."""
+    """Print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, nargs=3, default=(512, 512, 300))

@@ -1,10 +1,11 @@
-"""How long one pass through the cascade takes, by engine and arithmetic, beside the arithmetic floor.
+"""Time of one pass through the cascade for each engine and number format, beside the minimum time for its arithmetic.
 
-    python -m benchmarks.forward [--device cuda] [--repeats 3]
+python -m benchmarks.forward [--device cuda] [--repeats 3]
 
-Random volumes of 192×160×192 voxels; the time is the median over the repeats after one warm-up. The floor is the
-cascade's floating-point operations over the rate of one large matrix product in the same arithmetic. On the CPU the
-engines are torch, with the weights in two layouts, and OpenVINO (`algorithm.cascade.compiled`).
+The volumes are random, with 192×160×192 voxels; the time is the median over the repeats after one warm-up. The minimum
+time is the number of floating-point operations of the cascade divided by the rate of one large matrix product in the
+same number format. On the CPU the engines are torch, with the weights in two layouts, and OpenVINO
+(`algorithm.cascade.compiled`).
 """
 
 import argparse
@@ -19,7 +20,8 @@ from algorithm.cascade.network import Cascade
 from algorithm.geometry import Grid
 
 GFLOP = 728.0
-"""Three U-Nets at 192×160×192, 96×80×96 and 48×40×48 voxels, a multiplication and an addition counted as two."""
+"""Operations of three U-Nets at 192×160×192, 96×80×96 and 48×40×48 voxels; a multiplication and an addition count as
+two."""
 
 
 def seconds(body: Callable[[], object], repeats: int, device: torch.device) -> float:
@@ -42,7 +44,7 @@ def peak_gflops(dtype: torch.dtype, device: torch.device, repeats: int, size: in
 
 @torch.inference_mode()
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
@@ -62,11 +64,11 @@ def main() -> None:
 
 
 def engines(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Cascade]]:
-    """Cascades of random weights, by what computes them."""
+    """Cascades with random weights, by the name of their engine."""
     for name, layout in (("torch", torch.contiguous_format), ("torch, channels-last", torch.channels_last_3d)):
         cascade = Cascade().to(device).eval()
         for parameter in cascade.parameters():
-            if parameter.ndim == 5:  # a convolution takes the layout of its weights
+            if parameter.ndim == 5:  # a convolution uses the memory layout of its weights
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         cascade.precision = dtype
         yield name, cascade
@@ -75,7 +77,7 @@ def engines(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Cas
 
 
 def one_network(cascade: Cascade, fixed: torch.Tensor) -> torch.Tensor:
-    """The finest U-Net alone, without warping."""
+    """Run only the finest U-Net, without warping."""
     with torch.autocast(fixed.device.type, cascade.precision, enabled=cascade.precision != torch.float32):
         displacement: torch.Tensor = cascade.levels[-1](torch.cat([fixed, fixed], dim=1))
     return displacement

@@ -1,13 +1,13 @@
 """Time, memory and error on a full-size scan against a deformed copy of itself.
 
-    python -m benchmarks.full_size SCAN OUT [--size X Y Z] [-- OPTIONS OF python -m algorithm]
+python -m benchmarks.full_size SCAN OUT [--size X Y Z] [-- OPTIONS OF python -m algorithm]
 
-With ``--size`` the scan is first resampled to so many voxels in the same box, into OUT. The copy is
-moving(y) = scan(y + w(y)), w a smooth known motion of up to 15 mm, largest at the lower end; so the fixed point
-y + w(y) belongs to the moving point y, exactly. The error is taken at 1000 random points of the lungs.
+With ``--size``, the scan is first resampled to X × Y × Z voxels in the same box and written to OUT. The copy is
+moving(y) = scan(y + w(y)), where w is a smooth known motion of up to 15 mm, largest at the lower end. So the fixed
+point y + w(y) corresponds exactly to the moving point y. The error is measured at 1000 random points of the lungs.
 
-Time (s) and peak memory (MB) are those of the process in each of its stages, after those of the imports; to compare,
-the time in which the same bytes are copied: both images read, field and warped image written.
+Prints time (s) and peak memory (MB) of the process for each stage, the imports first. For comparison, it also prints
+the time to copy the same bytes: both images read, field and warped image written.
 """
 
 import argparse
@@ -31,11 +31,12 @@ from algorithm.geometry import Grid
 from algorithm.lungs import lung_mask
 
 BLOCK = 2**24
-"""Bytes that `copy_seconds` moves at a time."""
+"""Number of bytes that `copy_seconds` copies at a time."""
 
 
 def motion_mm(points: np.ndarray, grid: Grid) -> np.ndarray:
-    """w at world points (n, 3): waves over half the extent of the scan, more of it towards the feet."""
+    """w (mm) at world points (n, 3): waves with the period of the scan's extent, and a motion that grows towards the
+    feet."""
     index = grid.to_index(points) / np.array(grid.size)
     x, y, z = 2 * np.pi * index.T
     fall = 1 - np.clip(index[:, 2], 0, 1)
@@ -43,7 +44,7 @@ def motion_mm(points: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def deformed(scan: Image) -> Transform:
-    """The motion on a grid of a fifth of the resolution."""
+    """The motion on a grid with a fifth of the resolution."""
     grid = scan.grid.resized((scan.grid.size[0] // 5, scan.grid.size[1] // 5, scan.grid.size[2] // 5))
     index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.size), indexing="ij"), axis=-1).reshape(-1, 3)
     values = motion_mm(grid.to_world(index), scan.grid).reshape(*grid.size, 3)
@@ -52,7 +53,7 @@ def deformed(scan: Image) -> Transform:
 
 
 def resampled(scan: Path, target: Path, size: tuple[int, int, int]) -> None:
-    """The scan with another number of voxels in the same box, written slab by slab."""
+    """Write the scan with another number of voxels in the same box, slab by slab."""
     image = canonical(read_image(scan))
     still = Transform(torch.zeros(1, 3, 2, 2, 2), image.grid.resized((2, 2, 2)))
     grid = image.grid.resized(size)
@@ -72,7 +73,7 @@ def correspondences(scan: Image, number: int = 1000) -> tuple[np.ndarray, np.nda
 
 
 def prepare_pair(arguments: argparse.Namespace) -> tuple[Path, Path, np.ndarray, np.ndarray]:
-    """Files of the fixed and the moving image, and points that belong together."""
+    """Files of the fixed and the moving image, and corresponding points."""
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     fixed, moving = arguments.scan, out / "deformed.mha"
@@ -86,7 +87,7 @@ def prepare_pair(arguments: argparse.Namespace) -> tuple[Path, Path, np.ndarray,
 
 @dataclass
 class Stage:
-    """One of a process, by the name that it logs."""
+    """A stage of a process, with the name that it logs."""
 
     name: str
     started: float
@@ -95,7 +96,7 @@ class Stage:
 
 
 def run_watched(command: list[str]) -> list[Stage]:
-    """Runs the algorithm; its stages begin where it logs "NAME ...". Linux only: the kernel keeps the peak."""
+    """Run the algorithm; a stage begins when it logs "NAME ...". Linux only, because the kernel records the peak."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         stages = [Stage("start", time.monotonic())]
@@ -111,7 +112,7 @@ def run_watched(command: list[str]) -> list[Stage]:
 
 
 def ended(stage: Stage, pid: int) -> None:
-    """Notes time and peak memory, and lets the kernel count the peak anew."""
+    """Record time and peak memory, and reset the peak in the kernel."""
     stage.seconds = time.monotonic() - stage.started
     peak = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     stage.peak_mb = int(peak[1]) / 1024 if peak else float("nan")
@@ -119,7 +120,7 @@ def ended(stage: Stage, pid: int) -> None:
 
 
 def copy_seconds(inputs: list[Path], outputs: list[Path]) -> float:
-    """Time in which the inputs are read and files like the outputs written and flushed, block by block."""
+    """Time to read the inputs, and to write and flush files of the size of the outputs, block by block."""
     start = time.monotonic()
     for path in inputs:
         with path.open("rb") as file:
@@ -157,7 +158,7 @@ def displaced(path: Path, points_mm: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    """Prints time, memory and error."""
+    """Print time, memory and error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scan", type=Path)
     parser.add_argument("out", type=Path)

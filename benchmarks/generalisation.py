@@ -1,10 +1,10 @@
-"""What the cascade leaves of known motion: of the kind that it was trained on, and of kinds kept out of training.
+"""Error of the cascade for known motion, of the kind used in training and of kinds kept out of training.
 
-    python -m benchmarks.generalisation --train runs/train --kept-out runs/kept_out [--weights weights]
+python -m benchmarks.generalisation --train runs/train --kept-out runs/kept_out [--weights weights]
 
-Folders hold scans packed by `training.data`. Motion is simulated at full resolution with seeds that training does not
-use; the error is measured in the lungs against the exact field (phantom: at its landmarks). Prints, for each kind,
-means over the pairs in mm, and the share of the pairs that got better; cascade alone, nothing repaired.
+The folders hold scans packed by `training.data`. Motion is simulated at full resolution with seeds that training does
+not use. The error is measured in the lungs against the exact field (phantom: at its landmarks). Prints means over the
+pairs in mm and the share of improved pairs for each kind. Only the cascade runs; its field is not repaired.
 """
 
 import argparse
@@ -41,7 +41,7 @@ FIRST_SEED = 2_000_000_000
 
 @torch.no_grad()
 def of_simulated(cascade: Cascade, scans: list[TrainingScan], style: BreathingSettings, number: int) -> Measured:
-    """One simulated pair."""
+    """Measure one simulated pair."""
     pair = drawn_pair(scans, FIRST_SEED + number, style)
     pair = scanned(pair, torch.Generator().manual_seed(FIRST_SEED + number), style)
     displacement, grid = cascade(pair.fixed, pair.grid, pair.moving, pair.moving_grid)
@@ -56,7 +56,7 @@ def of_simulated(cascade: Cascade, scans: list[TrainingScan], style: BreathingSe
 
 
 def of_phantom(cascade: Cascade, number: int) -> Measured:
-    """One phantom pair, with its lobes' landmarks, pre-aligned as the algorithm does it."""
+    """Measure one phantom pair at the landmarks of its lobes, with the pre-alignment of the algorithm."""
     settings = PhantomSettings(seed=100 + number, fixed_phase="inhale" if number % 2 else "exhale")
     phantom = make_pair(settings)
     fixed_image = Image(phantom.fixed, phantom.fixed_grid, Path("phantom fixed"))
@@ -80,7 +80,7 @@ def row(name: str, measure: Callable[[int], Measured], pairs: int) -> dict[str, 
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="packed scans that were trained on")
     parser.add_argument("--kept-out", type=Path, required=True, help="packed scans that were not")

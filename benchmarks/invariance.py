@@ -1,13 +1,13 @@
-"""Does the result depend on how a scan is stored, and on where it lies? One pair, re-stored in many ways.
+"""Tests whether the result depends on how a scan is stored and where it lies: registers one pair stored in many ways.
 
-    python -m benchmarks.invariance PAIR OUT [--variants NAME...] [-- OPTIONS OF python -m algorithm]
+python -m benchmarks.invariance PAIR OUT [--variants NAME...] [-- OPTIONS OF python -m algorithm]
 
 PAIR is a folder with fixed.mha and moving.mha; with fixed_landmarks.csv and moving_landmarks.csv (x, y, z in LPS mm)
-landmark errors are given too. Every variant is registered by a process of its own into OUT/<variant>. With T the
-transform of the pair as it is, and F and M the rigid maps that carried the variant's scans elsewhere, the variant's
-should be M ∘ T ∘ F⁻¹: the table has the mean, the 95th percentile and the largest distance (mm) from that, over 2000
-points of the fixed lungs that the variant shows. Variants that change the data (other fields of view, other spacings)
-have no such truth: there the landmark error counts, over the landmarks that both scans of the variant show.
+landmark errors are printed too. A separate process registers each variant into OUT/<variant>. T is the transform of the
+original pair; F and M are the rigid maps that moved the scans of the variant. The transform of the variant should be M
+∘ T ∘ F⁻¹. The table has the mean, the 95th percentile and the maximum of the distance (mm) from it, over 2000 points of
+the fixed lungs that the variant shows. Variants that change the data (other fields of view, other spacings) have no
+such truth. For these, the landmark error counts, over the landmarks that both scans of the variant show.
 """
 
 import argparse
@@ -37,7 +37,7 @@ FAR_MM = (5000.0, -12000.0, 3000.0)
 
 
 class Placed(NamedTuple):
-    """A scan, and the map from where its voxels lay before to where they lie now."""
+    """A scan, and the map from the old positions of its voxels to the new ones."""
 
     image: Image
     world: Affine
@@ -47,12 +47,13 @@ Change = Callable[[Image], Placed]
 
 
 def same(image: Image) -> Placed:
-    """The scan as it is."""
+    """The unchanged scan."""
     return Placed(image, Affine())
 
 
 def stored(axes: Size, flips: tuple[bool, bool, bool]) -> Change:
-    """Index axis a is the old axis ``axes[a]``, backwards where ``flips[a]``; no voxel moves in the world."""
+    """A change of storage: index axis a is the old axis ``axes[a]``, reversed if ``flips[a]``; world positions are
+    unchanged."""
 
     def change(image: Image) -> Placed:
         voxels = image.voxels.permute(0, 1, *(4 - axes[a] for a in (2, 1, 0)))
@@ -67,7 +68,7 @@ def carried(
     degrees: float = 0.0,
     axis: tuple[float, float, float] = (0.0, 0.0, 1.0),
 ) -> Change:
-    """Turned about the middle of the image, then shifted."""
+    """A rotation about the centre of the image, then a shift."""
     rotation = np.array(sitk.VersorTransform(axis, np.deg2rad(degrees)).GetMatrix()).reshape(3, 3)
 
     def change(image: Image) -> Placed:
@@ -79,7 +80,7 @@ def carried(
 
 
 def padded(value: float, margin: int = 10) -> Change:
-    """``margin`` more voxels of ``value`` on every side."""
+    """Padding with ``margin`` voxels of ``value`` on every side."""
 
     def change(image: Image) -> Placed:
         voxels = F.pad(image.voxels, [margin] * 6, value=value)
@@ -89,7 +90,7 @@ def padded(value: float, margin: int = 10) -> Change:
 
 
 def cut(low: tuple[float, float, float], high: tuple[float, float, float]) -> Change:
-    """From ``low`` to ``high`` (shares of the extent) along x, y, z of the canonical storage order."""
+    """A crop from ``low`` to ``high`` (shares of the extent) along x, y, z of the canonical storage order."""
 
     def change(image: Image) -> Placed:
         image = canonical(image)
@@ -103,7 +104,7 @@ def cut(low: tuple[float, float, float], high: tuple[float, float, float]) -> Ch
 
 
 def spaced(x_mm: float, y_mm: float, z_mm: float) -> Change:
-    """Resampled to about that spacing along the canonical axes, smoothed first where it becomes coarser."""
+    """Resampling to approximately this spacing along the canonical axes, with smoothing first if it becomes coarser."""
 
     def change(image: Image) -> Placed:
         image = canonical(image)
@@ -143,11 +144,11 @@ VARIANTS: dict[str, tuple[Change, Change]] = {
     "moving 1×1×5 mm": (same, spaced(1, 1, 5)),
     "both 1×1×5 mm": (spaced(1, 1, 5), spaced(1, 1, 5)),
 }
-"""What is done to the fixed and to the moving scan."""
+"""The changes of the fixed and the moving scan for each variant."""
 
 
 def registered(fixed: Placed, moving: Placed, out: Path, options: list[str]) -> str:
-    """Writes the scans and registers them; empty, or the sentence with which they were refused."""
+    """Write the scans and register them; returns an empty text, or the message with which they were rejected."""
     out.mkdir(parents=True, exist_ok=True)
     for name, scan in (("fixed", fixed), ("moving", moving)):
         write_image(out / f"{name}.mha", scan.image.voxels, scan.image.grid)
@@ -177,7 +178,7 @@ def lung_points_mm(image: Image) -> Float[np.ndarray, "n 3"]:
 
 
 def row(out: Path, fixed: Placed, moving: Placed, points: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Distances of a variant's transform, brought back to the original worlds, from ``expected`` (mm)."""
+    """Distances (mm) from ``expected`` of a variant's transform, mapped back to the original world coordinates."""
     seen = shown(fixed.world(points), fixed.image.grid)
     mapped = moving.world.inverse()(through_written_field(out, fixed.world(points[seen])))
     distance = np.linalg.norm(mapped - expected[seen], axis=1)
@@ -191,7 +192,7 @@ def row(out: Path, fixed: Placed, moving: Placed, points: np.ndarray, expected: 
 
 
 def landmark_error(pair: Path, out: Path, fixed: Placed, moving: Placed) -> dict[str, float]:
-    """Mean over the landmarks that both scans show (mm), and their number; nothing without landmarks."""
+    """Mean error (mm) over the landmarks that both scans show, and their number; empty without landmarks."""
     if not find_landmarks(pair, "fixed").exists():
         return {}
     here, there = (scan.world(points) for scan, points in zip((fixed, moving), landmarks_mm(pair), strict=True))
@@ -203,7 +204,7 @@ def landmark_error(pair: Path, out: Path, fixed: Placed, moving: Placed) -> dict
 
 
 def main() -> None:
-    """Prints the table, row by row as it grows, with the warnings under each."""
+    """Print the table row by row, with the warnings below each row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", type=Path)
     parser.add_argument("out", type=Path)

@@ -1,12 +1,13 @@
-"""How well keypoints are matched: the landmarks of packed pairs, searched for as if they were keypoints.
+"""Accuracy of keypoint matching: the landmarks of packed pairs are matched like keypoints.
 
-    python -m benchmarks.keypoints PAIR.npz... [--weights FOLDER] [--grid-mm 2] [--cascade]
+python -m benchmarks.keypoints PAIR.npz... [--weights FOLDER] [--grid-mm 2] [--cascade]
 
 Each pair (packed by `training.data --pairs`) is resampled to a grid of ``--grid-mm`` around the lungs. The landmarks
-join the keypoints of the fixed lungs, so that the graph ties them in, and start from no motion (pre-aligned), with
-``--cascade`` from the field of the cascade too. One row per pair and start: mean, median and 95th percentile of the
-landmark error (mm) of the start alone; of the landmarks that are kept after matching, and of the start *at these*; the
-share that is dropped; keypoints found and kept; time (s) for detection, and for matching with the landmarks.
+are added to the keypoints of the fixed lungs, so that the graph connects them. They start from zero motion
+(pre-aligned), and with ``--cascade`` also from the field of the cascade. There is one row per pair and start: mean,
+median and 95th percentile of the landmark error (mm) of the start; the same for the landmarks that are kept after
+matching, and for the start *at these landmarks*; the share of dropped landmarks; keypoints found and kept; time (s) for
+detection, and for matching with the landmarks.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def measure(
 
 
 def summary(prefix: str, error_mm: np.ndarray) -> dict[str, float]:
-    """Mean, median, 95th percentile; nan where nothing is left."""
+    """Mean, median, 95th percentile; nan if there are no values."""
     if not len(error_mm):
         return {prefix + name: float("nan") for name in ("mean", "median", "p95")}
     values = float(error_mm.mean()), float(np.median(error_mm)), float(np.percentile(error_mm, 95))
@@ -86,7 +87,7 @@ def settings_from(kind: type, arguments: argparse.Namespace) -> Any:
 
 @torch.inference_mode()
 def main() -> None:
-    """Prints the table and its mean over the pairs."""
+    """Print the table and its mean over the pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--cascade", action="store_true", help="start from the cascade's field too")

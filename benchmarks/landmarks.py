@@ -4,10 +4,10 @@
     python -m benchmarks.landmarks OUT PAIR... --method greedy|convexadam --python PEERS/bin/python
 
 PAIR is a folder with fixed.mha, moving.mha, fixed_landmarks.csv and moving_landmarks.csv (x, y, z in LPS mm, or 3D
-Slicer's .fcsv or .mrk.json). Each is registered in a process of its own into OUT/<name of the folder>; the table gives
-the mean error (mm) before, after the pre-alignment, after all, with standard deviation and 95th percentile; folded
-voxels and the smallest Jacobian determinant on the whole output grid; time (s) and memory (MB) of the process. Of other
-people's programs (`benchmarks.peers`, which says what their environment PEERS holds) error, time and memory.
+Slicer's .fcsv or .mrk.json). A separate process registers each pair into OUT/<name of the folder>. The table has
+the mean error (mm) before, after the pre-alignment, and at the end with standard deviation and 95th percentile; folded
+voxels and the smallest Jacobian determinant on the whole output grid; time (s) and memory (MB) of the process. For
+other programs (`benchmarks.peers`, which describes their environment PEERS), it has error, time and memory.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def through_written_field(output: Path, points_mm: np.ndarray) -> np.ndarray:
 
 
 def command(method: str, pair: Path, output: Path, options: list[str], python: str = sys.executable) -> list[str]:
-    """What runs one pair."""
+    """The command that registers one pair."""
     fixed, moving = str(pair / "fixed.mha"), str(pair / "moving.mha")
     if method in BASELINES:
         return [python, "-m", "baselines.ruehaak", fixed, moving, str(output), f"--method={method}", *options]
@@ -55,7 +55,7 @@ def command(method: str, pair: Path, output: Path, options: list[str], python: s
 
 
 def timed(command: list[str]) -> tuple[float, float]:
-    """Time (s) and largest memory (MB) of a process; CalledProcessError where it fails."""
+    """Time (s) and largest memory (MB) of a process; CalledProcessError if it fails."""
     start = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -85,7 +85,7 @@ def measure(method: str, pair: Path, output: Path, options: list[str], python: s
 
 
 def reported(output: Path, fixed_mm: np.ndarray, moving_mm: np.ndarray) -> dict[str, float | str]:
-    """What results.json says."""
+    """The figures from results.json."""
     results = json.loads((output / "results.json").read_text())
     affine = Affine.from_arrays(*(np.array(results["prealignment"][name]) for name in ("matrix", "offset")))
     return {
@@ -98,7 +98,7 @@ def reported(output: Path, fixed_mm: np.ndarray, moving_mm: np.ndarray) -> dict[
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("pairs", type=Path, nargs="+")

@@ -1,8 +1,8 @@
-"""Registers one pair with a program that others would take instead, for `benchmarks.landmarks --method`.
+"""Registers one pair with another program, for comparison by `benchmarks.landmarks --method`.
 
-    PEERS/bin/python -m benchmarks.peers greedy|convexadam FIXED MOVING FIELD.mha
+PEERS/bin/python -m benchmarks.peers greedy|convexadam FIXED MOVING FIELD.mha
 
-PEERS is an environment of its own: `pip install picsl_greedy convexAdam torch SimpleITK`. FIELD is written as a vector
+PEERS is a separate environment: `pip install picsl_greedy convexAdam torch SimpleITK`. FIELD is written as a vector
 image of displacements (mm, LPS) on the grid of FIXED. Both start from greedy's affine registration.
 """
 
@@ -32,7 +32,7 @@ def greedy(fixed: sitk.Image, moving: sitk.Image, deformable: bool = True) -> si
 
 
 def convexadam(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
-    """convexAdam with its default settings, which knows voxels of one grid only, after greedy's affine map."""
+    """convexAdam with its default settings, after greedy's affine map, because it works only in voxels of one grid."""
     import torch
     from convexAdam.convex_adam_MIND import convex_adam_pt
 
@@ -40,10 +40,10 @@ def convexadam(fixed: sitk.Image, moving: sitk.Image) -> sitk.Image:
     aligned = sitk.Resample(moving, fixed, affine, sitk.sitkLinear, -1000)
     images = [torch.from_numpy(sitk.GetArrayFromImage(image).astype(np.float32)) for image in (fixed, aligned)]
     voxels = np.asarray(convex_adam_pt(*images, dtype=torch.float32, device=torch.device("cpu")))
-    steps = np.asarray(fixed.GetDirection()).reshape(3, 3) * fixed.GetSpacing()  # a column for each axis
+    steps = np.asarray(fixed.GetDirection()).reshape(3, 3) * fixed.GetSpacing()  # one column per axis
     field = sitk.GetImageFromArray(voxels[..., ::-1].astype(np.float64) @ steps.T, isVector=True)
     field.CopyInformation(fixed)
-    both = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])  # the last one first
+    both = sitk.CompositeTransform([affine, sitk.DisplacementFieldTransform(field)])  # the last one is applied first
     grid = fixed.GetSize(), fixed.GetOrigin(), fixed.GetSpacing(), fixed.GetDirection()
     whole: sitk.Image = sitk.TransformToDisplacementField(both, sitk.sitkVectorFloat64, *grid)
     return whole

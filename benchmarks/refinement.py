@@ -1,10 +1,10 @@
-"""What each part of the refinement is worth: similarity × keypoints × start, in one direction.
+"""Effect of each part of the refinement: similarity × keypoints × start, in one direction.
 
-    python -m benchmarks.refinement PAIR... [--similarity "local correlation" ngf mind]
+python -m benchmarks.refinement PAIR... [--similarity "local correlation" ngf mind]
 
 PAIR is a folder as for `benchmarks.landmarks`. Prints the mean landmark error (mm) of each pair, the foldings on the
-field's own grid, and the mean time (s) of refinement and keypoint search. From the pre-alignment there is one level
-more, of 8 mm: the start is farther away.
+field's own grid, and the mean time (s) of refinement and keypoint search. From the pre-alignment there is one more
+level, of 8 mm, because this start is farther from the result.
 """
 
 import argparse
@@ -29,14 +29,14 @@ from algorithm.report import Report
 from benchmarks.landmarks import landmarks_mm
 
 SCALE = {"local correlation": 1.0, "ngf": 1.0, "mind": 0.125}
-"""Weights beside D: differences of MIND are so much smaller than those of the other distances."""
+"""Weights relative to D: differences of MIND are much smaller than those of the other distances."""
 DELTA = 0.02
 PREALIGNED, CASCADE = "pre-alignment", "cascade"
 
 
 @dataclass(frozen=True)
 class Case:
-    """A pair, prepared, with both starts and its landmarks."""
+    """A prepared pair with both starts and its landmarks."""
 
     name: str
     fixed: Subject
@@ -44,12 +44,12 @@ class Case:
     pair: Prepared
     starts: dict[str, tuple[Tensor, Grid]]
     start_s: dict[str, float]
-    """Time (s) that each start takes after the pre-alignment."""
+    """Time (s) of each start after the pre-alignment."""
     landmarks: tuple[np.ndarray, np.ndarray]
 
 
 def load(folder: Path) -> Case:
-    """Reads, prepares, and runs the cascade."""
+    """Read and prepare a pair, and run the cascade."""
     cascade = load_cascade(find_weights(None)).cascade
     fixed, moving = (find_lungs(read_image(folder / f"{name}.mha"), None) for name in ("fixed", "moving"))
     pair = prepare(fixed, moving, cascade.settings.network_size)
@@ -64,7 +64,8 @@ def load(folder: Path) -> Case:
 
 
 def settings(similarity: Similarity, keypoints: bool, start: str) -> RefineSettings:
-    """One direction; from the pre-alignment a level more, of 8 mm. Keypoints count on all levels but the finest."""
+    """Settings for one direction; from the pre-alignment there is one more level, of 8 mm. Keypoints are used on all
+    levels except the finest."""
     shipped = RefineSettings()
     spacing, steps, weights = shipped.spacing_mm, shipped.steps, shipped.weights
     if start == PREALIGNED:
@@ -90,7 +91,7 @@ def measure(case: Case, similarity: Similarity, keypoints: bool, start: str) -> 
 
 
 def main() -> None:
-    """Prints the table, row by row as it grows."""
+    """Print the table row by row."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--similarity", nargs="+", choices=tuple(SCALE), default=list(SCALE))

@@ -1,10 +1,11 @@
-"""Cost of a run against the number of voxels and of processors.
+"""Time and memory of a run for different numbers of voxels and processors.
 
-    python -m benchmarks.scaling PAIR [--refine full] [--repeats 1]
+python -m benchmarks.scaling PAIR [--refine full] [--repeats 1]
 
-PAIR is a folder with fixed.mha and moving.mha. Both are resampled to 0.5, 1, 2 and 4 times their voxels in the same
-box, and registered by whole processes with all processors; the pair as it is also with one. Times as multiples of that
-of the pair as it is with all processors, and peak memory (MB); of the repeats the shortest time counts.
+PAIR is a folder with fixed.mha and moving.mha. Both are resampled to 0.5, 1, 2 and 4 times their number of voxels in
+the same box, and registered by whole processes with all processors; the original pair also with one. Prints times as
+multiples of the time of the original pair with all processors, and peak memory (MB). The shortest time of the repeats
+counts.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def shortest(pair: Path, out: Path, refine: str, processors: Sequence[int], repe
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pair", type=Path)
     parser.add_argument("--refine", choices=("off", "fast", "full"), default="full")

@@ -1,14 +1,14 @@
-"""What a run loses when it does not have the processors for itself, by how its threads wait for each other.
+"""Slowdown of a run that shares the processors with other processes, by the way in which its threads wait.
 
     python -m benchmarks.sharing [--pair FOLDER] [--refine off] [--repeats 2] [--size 96 80 96]
 
-The pair is that of FOLDER (fixed.mha, moving.mha), or a phantom's of that size. Whole processes are timed: one alone,
-one beside a process that keeps one processor busy, two at once (until both have ended). Settings take turns, so that
-what else runs on the machine meets them all; of the repeats the shortest counts. Time of processors that a run took
-as well: what threads spend spinning is in it, and unlike the other times it hardly depends on the rest.
+The pair is in FOLDER (fixed.mha, moving.mha), or a phantom of this size. Whole processes are timed: one alone,
+one beside a process that keeps one processor busy, two at once (until both have ended). Settings alternate, so that
+other load on the machine affects them all; the shortest time of the repeats counts. The processor time of a run is
+also measured: it includes the spinning of threads and, unlike the other times, hardly depends on other load.
 
-sleeping    as `algorithm` sets it: OMP_WAIT_POLICY=passive
-spinning    as the OpenMP of PyTorch's wheels (GNU) does by default: GOMP_SPINCOUNT=300000
+sleeping    the setting of `algorithm`: OMP_WAIT_POLICY=passive
+spinning    the default of the OpenMP (GNU) in PyTorch's wheels: GOMP_SPINCOUNT=300000
 one thread  OMP_NUM_THREADS=1
 """
 
@@ -30,7 +30,7 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 
 def start(pair: Path, out: Path, refine: str, setting: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A run of the algorithm; nothing of OpenMP's comes from the caller's environment."""
+    """Start a run of the algorithm, without the caller's environment variables for OpenMP."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     command = [sys.executable, "-m", "algorithm", f"--fixed={pair / 'fixed.mha'}", f"--moving={pair / 'moving.mha'}"]
     command += [f"--output={out}", "--device=cpu", f"--refine={refine}"]
@@ -40,7 +40,7 @@ def start(pair: Path, out: Path, refine: str, setting: dict[str, str]) -> subpro
 def seconds(
     pair: Path, folder: Path, refine: str, setting: dict[str, str], runs: int, busy: bool
 ) -> tuple[float, float]:
-    """Until all runs have ended, and those of processors that each took; RuntimeError when one failed."""
+    """Time (s) until all runs have ended, and processor time of each run; RuntimeError if one failed."""
     other = subprocess.Popen(BUSY) if busy else None
     try:
         began = time.monotonic()
@@ -57,7 +57,7 @@ def seconds(
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--refine", choices=("off", "fast", "full"), default="off")

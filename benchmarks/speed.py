@@ -1,12 +1,12 @@
-"""How near the machine's limits each stage is, and whole processes beside other people's, with the error each reaches.
+"""Time of each stage beside the machine's minimum, and whole processes beside other programs, with their errors.
 
     python -m benchmarks.speed OUT PAIR... [--python PEERS/bin/python] [--stages-only]
 
-PAIR is a folder as for `benchmarks.landmarks`. Every stage of the first pair beside its floor: for the U-Nets
-their floating-point operations at the rate of a large matrix product in the same arithmetic, for all else the bytes
-that have to be moved at least (below, `floors`) at the rate of a copy. For every pair, whole processes with
-``--refine`` off, fast and full, and with ``--python`` those of greedy and convexAdam: mean landmark error (mm), time as
-a multiple of that of ``fast``, and peak memory. Ratios of one run: seconds differ from machine to machine.
+PAIR is a folder as for `benchmarks.landmarks`. For the first pair, every stage is compared with a minimum time. For the
+U-Nets, this is the time of their floating-point operations at the rate of a large matrix product in the same number
+format; for all else, the minimum number of moved bytes (below, `floors`) at the rate of a copy. Every pair runs with
+``--refine`` off, fast and full, and with ``--python`` also by greedy and convexAdam. Prints mean landmark error (mm),
+time as a multiple of that of ``fast``, and peak memory. Times are ratios, because seconds depend on the machine.
 """
 
 import argparse
@@ -34,20 +34,21 @@ from benchmarks.landmarks import PEERS, measure
 CPU = torch.device("cpu")
 REFINEMENTS = ("off", "fast", "full")
 COPIED = 2**28
-"""Bytes whose copy gives the rate of copying."""
+"""Number of bytes that are copied to measure the rate of copying."""
 ADAM_ARRAYS = 7
-"""Of the size of the unknown that a step reads or writes: gradient read; unknown and two moments read and written."""
+"""Number of arrays, of the size of the unknown, that a step reads or writes: the gradient is read; the unknown and two
+moments are read and written."""
 
 
 def copy_rate(repeats: int = 5) -> float:
-    """Bytes per second that are read and written by a large copy, both counted."""
+    """Rate of a large copy (bytes per second); bytes read and bytes written both count."""
     source = torch.empty(COPIED, dtype=torch.uint8)
     target = torch.empty_like(source)
     return 2 * COPIED / seconds(lambda: target.copy_(source), repeats, CPU)
 
 
 def stages(pair: Path) -> tuple[dict[str, float], Subject, Subject, int]:
-    """Seconds of each stage in this process, by name; both scans; bytes of field and warped image."""
+    """Time (s) of each stage in this process, by name; both scans; bytes of field and warped image."""
     cascade = load_cascade(find_weights(None)).cascade
     report, taken = Report(), {}
 
@@ -77,7 +78,7 @@ def stages(pair: Path) -> tuple[dict[str, float], Subject, Subject, int]:
 
 
 def floors(fixed: Subject, moving: Subject, written: int) -> dict[str, tuple[float, str]]:
-    """Seconds that each stage takes at least on this machine, and what they were counted from."""
+    """Minimum time (s) of each stage on this machine, and a text on what was counted."""
     rate = copy_rate()
     images = [scan.image.voxels.nbytes for scan in (fixed, moving)]
     both = sum(images) / rate
@@ -94,7 +95,8 @@ def floors(fixed: Subject, moving: Subject, written: int) -> dict[str, tuple[flo
 
 
 def refinement_bytes(fixed: Subject, moving: Subject) -> float:
-    """Of all steps in both directions: float32 of both images in the lungs, read; Adam's arrays on the control grid."""
+    """Bytes moved by all steps in both directions: float32 of both images in the lungs, read; Adam's arrays on the
+    control grid."""
     settings = for_voxels(for_lungs(FULL, fixed.lungs), fixed.image.grid, moving.image.grid)
     total = 0.0
     for spacing, steps in zip(settings.spacing_mm, settings.steps, strict=True):
@@ -107,7 +109,7 @@ def refinement_bytes(fixed: Subject, moving: Subject) -> float:
 
 
 def print_stages(pair: Path) -> None:
-    """The table of stages, of the second of two passes: what is loaded or compiled first is not in it."""
+    """Print the table of stages for the second of two passes, which does not include loading and compiling."""
     stages(pair)
     taken, fixed, moving, written = stages(pair)
     rows = [
@@ -120,7 +122,7 @@ def print_stages(pair: Path) -> None:
 
 
 def print_processes(out: Path, pairs: list[Path], python: str | None) -> None:
-    """The table of processes: a row for each pair, error (mm) and relative time of every method."""
+    """Print the table of processes: one row per pair, with error (mm) and relative time of every method."""
     rows = []
     for pair in pairs:
         runs = {
@@ -146,14 +148,14 @@ def print_processes(out: Path, pairs: list[Path], python: str | None) -> None:
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("pairs", type=Path, nargs="+")
     parser.add_argument("--python", help="interpreter of the environment of greedy and convexAdam")
     parser.add_argument("--stages-only", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.stages_only:  # first: a process begins with the memory of the one that starts it
+    if not arguments.stages_only:  # first: a child process starts with the memory of its parent
         print_processes(arguments.out, arguments.pairs, arguments.python)
     print_stages(arguments.pairs[0])
 

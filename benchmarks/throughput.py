@@ -1,13 +1,13 @@
-"""Pairs per hour: whether it pays to keep the model loaded, and how workers should share the processors.
+"""Pairs per hour: the gain from a model that stays loaded, and how workers should share the processors.
 
     python -m benchmarks.throughput [--pair FOLDER] [--refine fast] [--pairs 4] [--repeats 1] [--size 96 80 96]
 
-The pair is that of FOLDER (fixed.mha, moving.mha), or a phantom's of that size. Workers are those of a cohort, as the
-workflow starts them, but without Snakemake. Ways take turns; of the repeats the shortest counts.
+The pair is in FOLDER (fixed.mha, moving.mha), or a phantom of this size. Workers are those of a cohort, started as the
+workflow does, but without Snakemake. The ways alternate; the shortest time of the repeats counts.
 
-cold    every pair has a process of its own, which starts, loads the model and compiles
-warm    so many pairs in one process; the start is in the time, as it is in a cohort's job
-start   cold less warm: what each pair costs that has a worker of its own
+cold    every pair has its own process, which starts, loads the model and compiles
+warm    ``--pairs`` pairs in one process; the time includes the start, as in a job of a cohort
+start   cold minus warm: the extra time of a pair that has its own worker
 """
 
 import argparse
@@ -29,11 +29,11 @@ from algorithm.cohort.settings import CONFIG
 from algorithm.cohort.table import read_table
 
 WAYS = ((1, 1), (1, 2), (2, 1))
-"""Workers, threads of each."""
+"""Numbers of workers, and of threads of each worker."""
 
 
 def names(pairs: int, chunks: int) -> list[str]:
-    """Subjects, so many for each chunk."""
+    """Names of subjects: ``pairs`` of them for each chunk."""
     found: dict[str, list[str]] = defaultdict(list)
     for number in count():
         of = found[chunk_of(f"s{number}", chunks)]
@@ -45,7 +45,7 @@ def names(pairs: int, chunks: int) -> list[str]:
 
 
 def prepared(folder: Path, pair: Path, pairs: int, workers: int, wishes: Wishes) -> Path:
-    """The folder of a cohort whose chunks, one for each worker, have so many pairs."""
+    """The folder of a cohort with one chunk per worker and ``pairs`` pairs per chunk."""
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -58,7 +58,7 @@ def prepared(folder: Path, pair: Path, pairs: int, workers: int, wishes: Wishes)
 
 
 def seconds(out: Path, workers: int, threads: int) -> float:
-    """Until all workers have ended; RuntimeError when one failed."""
+    """Time (s) until all workers have ended; RuntimeError if one failed."""
     began = time.monotonic()
     processes = []
     for number in range(workers):
@@ -72,14 +72,14 @@ def seconds(out: Path, workers: int, threads: int) -> float:
 
 
 def row(workers: int, threads: int, pairs: int, cold: Sequence[float], warm: Sequence[float]) -> str:
-    """Of the table: seconds of a cohort's step for one and for ``pairs`` pairs a worker."""
+    """A row of the table: time (s) of a cohort's step for one pair and for ``pairs`` pairs per worker."""
     one, many = min(cold), min(warm) / pairs
     rates = " | ".join(f"{3600 * workers / value:.0f}" for value in (one, many))
     return f"| {workers} × {threads} | {one:.1f} | {many:.1f} | {(one - many) * pairs / (pairs - 1):.1f} | {rates} |"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", type=Path)
     parser.add_argument("--refine", choices=("off", "fast", "full"), default="fast")
