@@ -37,13 +37,13 @@ lungreg fixed_dicom_folder moving_dicom_folder result
 """
 
 POINTS = """
-A nodule of the earlier scan, which was the moving one, in the later scan:
+Map a nodule of the earlier scan, which was the moving one, into the later scan:
 
 lungreg points result nodule.fcsv nodule_now.fcsv --from moving
 """
 
 APPLY = """
-The lobes of the moving scan, on the fixed one; and a surface of the fixed scan in the moving one:
+Map the lobes of the moving scan onto the fixed one, and a surface of the fixed scan onto the moving one:
 
 lungreg apply result lobes.mha out.mha --onto fixed --interpolation nearest
 
@@ -74,7 +74,7 @@ def _told(name: str) -> Parameter:
 @app.default
 def register(
     fixed: Annotated[Path, Parameter(help="the fixed image, a file or the folder of a DICOM series")],
-    moving: Annotated[Path, Parameter(help="the moving image, likewise: it is the one that is warped")],
+    moving: Annotated[Path, Parameter(help="the moving image, which is warped; a file or such a folder")],
     out: Annotated[Path, Parameter(help=HELP["output"])],
     /,
     *,
@@ -124,14 +124,16 @@ def _check_folder(out: Path) -> None:
 
 @app.command(help_epilogue=POINTS)
 def points(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     points_in: Annotated[Path, Parameter(name="IN", help=".csv (columns x, y, z), .fcsv, .mrk.json, .vtk or .stl")],
     points_out: Annotated[Path, Parameter(name="OUT", help="a new file of the same kind")],
     /,
     *,
-    from_: Annotated[Scan, Parameter(name="--from", help="the scan that the points in IN were placed in")],
-    ras: Annotated[bool, Parameter(help="a file that does not say so itself is in RAS, not LPS", negative=())] = False,
-    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+    from_: Annotated[Scan, Parameter(name="--from", help="the scan that the points in IN belong to")],
+    ras: Annotated[
+        bool, Parameter(help="a file that does not name its coordinate system is in RAS, not LPS", negative=())
+    ] = False,
+    overwrite: Annotated[bool, Parameter(help="replace OUT if it exists", negative=())] = False,
 ) -> None:
     """Map points of one scan to their positions in the other scan.
 
@@ -146,16 +148,18 @@ def points(
 
 @app.command(help_epilogue=APPLY, usage="Usage: lungreg apply RESULT IN... OUT --onto fixed|moving [OPTIONS]\n")
 def apply(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     first: Annotated[Path, Parameter(name="IN", help="image, label map, surface (.vtk, .stl) or points; any number")],
     /,
     *more: Annotated[Path, Parameter(name="OUT", help="a new file; or a folder, for any number of results")],
-    onto: Annotated[Scan, Parameter(help="the scan whose grid they are brought onto; IN belongs to the other one")],
+    onto: Annotated[Scan, Parameter(help="the scan onto which IN is mapped; IN belongs to the other scan")],
     interpolation: Annotated[Interpolation, Parameter(help="nearest and majority are for label maps")] = "linear",
-    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
-    background: Annotated[float | None, Parameter(help="where IN ends (default: -1000 for CT, otherwise 0)")] = None,
-    ras: Annotated[bool, Parameter(help="points that do not say so themselves are in RAS", negative=())] = False,
-    overwrite: Annotated[bool, Parameter(help="results may be there already", negative=())] = False,
+    reference: Annotated[Path | None, Parameter(help="an image whose grid the result takes")] = None,
+    background: Annotated[float | None, Parameter(help="value outside IN (default: -1000 for CT, otherwise 0)")] = None,
+    ras: Annotated[
+        bool, Parameter(help="files that do not name their coordinate system are in RAS", negative=())
+    ] = False,
+    overwrite: Annotated[bool, Parameter(help="replace results that exist", negative=())] = False,
 ) -> None:
     """Map images, label maps and surfaces of one scan onto the other."""
     from .results.apply import Applied
@@ -170,13 +174,13 @@ def apply(
 
 @app.command
 def lungs(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     out: Annotated[Path, Parameter(help="a new file for the label map: .mha, .nii.gz, .nrrd")],
     /,
     *,
-    of: Annotated[Scan, Parameter(help="the scan whose lungs they are")],
-    reference: Annotated[Path | None, Parameter(help="an image on another grid that is wanted")] = None,
-    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+    of: Annotated[Scan, Parameter(help="the scan whose lungs are written")],
+    reference: Annotated[Path | None, Parameter(help="an image whose grid the result takes")] = None,
+    overwrite: Annotated[bool, Parameter(help="replace OUT if it exists", negative=())] = False,
 ) -> None:
     """Write the lungs of a scan as a label map: 1 is the patient's right lung, 2 the left one."""
     from .results.apply import write_lungs
@@ -186,11 +190,11 @@ def lungs(
 
 @app.command
 def report(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     /,
     *,
-    fixed: Annotated[Path | None, Parameter(help="the fixed image, where it lies elsewhere than it did")] = None,
-    moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
+    fixed: Annotated[Path | None, Parameter(help="the fixed image, if its path has changed")] = None,
+    moving: Annotated[Path | None, Parameter(help="the moving image, if its path has changed")] = None,
 ) -> None:
     """Write report.html, a page with pictures and figures, into the folder of an existing result."""
     from .pages.again import write_page_again
@@ -200,13 +204,13 @@ def report(
 
 @app.command
 def slicer(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     out: Annotated[Path | None, Parameter(help="a new file, .py (default: open_in_slicer.py in that folder)")] = None,
     /,
     *,
-    fixed: Annotated[Path | None, Parameter(help="the fixed image, where it lies elsewhere than it did")] = None,
-    moving: Annotated[Path | None, Parameter(help="the moving image, likewise")] = None,
-    overwrite: Annotated[bool, Parameter(help="OUT may be there already", negative=())] = False,
+    fixed: Annotated[Path | None, Parameter(help="the fixed image, if its path has changed")] = None,
+    moving: Annotated[Path | None, Parameter(help="the moving image, if its path has changed")] = None,
+    overwrite: Annotated[bool, Parameter(help="replace OUT if it exists", negative=())] = False,
 ) -> None:
     """Write a script that opens scans, results and transform in 3D Slicer: Slicer --python-script open_in_slicer.py"""
     from .tools.slicer import write_script

@@ -33,25 +33,25 @@ Also = Literal["nothing", "function"]
 HELP = {
     "input": "folder with inputs.json, with images/fixed and images/moving, or with fixed.* and moving.*",
     "output": "folder for the results",
-    "fixed": "the fixed image, a file or the folder of a DICOM series, instead of --input; needs --moving",
-    "moving": "the moving image, likewise",
-    "fixed_mask": "lung mask of the fixed image, on any grid; made from the HU where it is missing",
-    "moving_mask": "lung mask of the moving image",
-    "fixed_lobes": "instead of a mask, another program's lobes as they are: TotalSegmentator's file with all labels or "
-    "its folder, or lungmask's file",
-    "moving_lobes": "the same of the moving image",
-    "weights": "folder with a manifest.json, or a .safetensors file beside one (default: the bundled ones)",
-    "device": "auto takes the GPU when there is one",
-    "refine": "minimisation of the objective for this pair, after the cascade: none, some seconds, or thorough",
-    "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: what the input comes from",
-    "field_grid": "of the written field. fixed: that of the fixed image; network: that of its computation, coarser, "
-    "around the fixed lungs only",
-    "format": "of the field, the warped image and the expected error. auto: as the fixed image, where that is one of "
-    "these; otherwise, and on grand-challenge.org, mha",
-    "names": "of the images. case: both that of the fixed image; kind: with _field, _warped and _error after it",
+    "fixed": "the fixed image, a file or the folder of a DICOM series; replaces --input and needs --moving",
+    "moving": "the moving image, a file or the folder of a DICOM series; needs --fixed",
+    "fixed_mask": "lung mask of the fixed image, on any grid; without it, the mask is made from the HU",
+    "moving_mask": "lung mask of the moving image; without it, the mask is made from the HU",
+    "fixed_lobes": "lobes of the fixed image, instead of a mask: TotalSegmentator's file with all labels or its "
+    "folder, or lungmask's file",
+    "moving_lobes": "lobes of the moving image, in the same formats",
+    "weights": "folder with a manifest.json, or a .safetensors file beside a manifest.json (default: bundled weights)",
+    "device": "auto: the GPU if there is one, else the CPU",
+    "refine": "minimise the objective for this pair after the cascade: off; fast, some seconds; full, thorough",
+    "field_layout": "itk: 3-D vectors; grand-challenge: 4-D scalars; auto: chosen by the source of the input",
+    "field_grid": "grid of the written field. fixed: that of the fixed image; network: the coarser one on which it is "
+    "computed, only around the fixed lungs",
+    "format": "format of the field, the warped image and the expected error. auto: that of the fixed image if it is "
+    "one of these; otherwise, and on grand-challenge.org, mha",
+    "names": "names of the written images. case: as the fixed image; kind: with _field, _warped or _error added",
     "transforms": "also write transform.h5 (fixed to moving points) and inverse.h5, for ITK, ANTs and 3D Slicer",
-    "also": "function: measure ventilation, air trapping, densities and strains as well, see lungreg function",
-    "report": "report.html, a page to look at. auto: not on grand-challenge.org, where nobody could see it",
+    "also": "function: also measure ventilation, air trapping, densities and strains, see lungreg function",
+    "report": "write report.html, a page with pictures. auto: not on grand-challenge.org, which would drop it",
 }
 
 

@@ -21,7 +21,7 @@ def _flag(text: str) -> Parameter:
 
 def cohort(
     table: Annotated[Path, Parameter(help="CSV: subject, fixed, moving and more, see docs/use/cohort.md")],
-    out: Annotated[Path, Parameter(help="a new folder, or that of the same cohort before")],
+    out: Annotated[Path, Parameter(help="a new folder, or the folder of an earlier run of this cohort")],
     /,
     *more: Annotated[str, Parameter(name="SNAKEMAKE", help="options for Snakemake, after --")],
     refine: Annotated[Refine, _told("refine")] = Options.refine,
@@ -32,15 +32,21 @@ def cohort(
     report: Annotated[Page, _told("report")] = "on",
     function: Annotated[bool, _flag("also run lungreg function on every result")] = False,
     workers: Annotated[
-        int | None, Parameter(help="pairs at a time (default: as the processors and memory allow)")
+        int | None, Parameter(help="pairs that run at the same time (default: by processors and memory)")
     ] = None,
-    threads: Annotated[int | None, Parameter(help="of each worker (default: 1)")] = None,
-    pairs_per_job: Annotated[int | None, Parameter(help="about so many (default: 1 to 20, by the table)")] = None,
-    memory: Annotated[int, Parameter(help="MB that a worker may need")] = 4000,
-    profile: Annotated[str | None, Parameter(help="of Snakemake: workstation, node, slurm, or a folder")] = None,
-    container: Annotated[str | None, Parameter(help="image that Apptainer runs the workers in")] = None,
-    worker_command: Annotated[str | None, Parameter(help="lungreg where the workers run, as docker run ...")] = None,
-    dry_run: Annotated[bool, _flag("only say what would be run")] = False,
+    threads: Annotated[int | None, Parameter(help="threads of each worker (default: 1)")] = None,
+    pairs_per_job: Annotated[
+        int | None, Parameter(help="approximate number of pairs in a job (default: 1 to 20, by the table)")
+    ] = None,
+    memory: Annotated[int, Parameter(help="memory (MB) that a worker may need")] = 4000,
+    profile: Annotated[
+        str | None, Parameter(help="profile of Snakemake: workstation, node, slurm, or a folder")
+    ] = None,
+    container: Annotated[str | None, Parameter(help="image in which Apptainer runs the workers")] = None,
+    worker_command: Annotated[
+        str | None, Parameter(help="command for lungreg where the workers run, for example docker run ...")
+    ] = None,
+    dry_run: Annotated[bool, _flag("only print what would be run")] = False,
 ) -> int:
     """Register all pairs of a table. The same command continues an earlier run and computes only what is new or
     changed.
@@ -71,12 +77,14 @@ def cohort(
 
 
 def cohort_table(
-    folder: Annotated[Path, Parameter(help="with files named as in BIDS: sub-01/ses-1/ct/sub-01_ses-1_ct.nii.gz")],
+    folder: Annotated[
+        Path, Parameter(help="folder with files named as in BIDS: sub-01/ses-1/ct/sub-01_ses-1_ct.nii.gz")
+    ],
     table: Annotated[Path, Parameter(help="a new CSV file")],
     /,
     *,
-    fixed: Annotated[str, Parameter(help="the part of the name that the fixed scans have, as ses-2")],
-    moving: Annotated[str, Parameter(help="that of the moving scans, as ses-1")],
+    fixed: Annotated[str, Parameter(help="part of the names of the fixed scans, for example ses-2")],
+    moving: Annotated[str, Parameter(help="part of the names of the moving scans, for example ses-1")],
 ) -> None:
     """Make the table of a cohort from a BIDS-like folder."""
     from .bids import write_bids_table

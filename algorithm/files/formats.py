@@ -116,7 +116,7 @@ def _nrrd_header(grid: Grid, element: str, vectors: bool, comment: str) -> bytes
 
 
 def _nifti_header(grid: Grid, dtype: type, vectors: bool) -> bytes:
-    from nibabel.nifti1 import Nifti1Header  # here: most runs do without
+    from nibabel.nifti1 import Nifti1Header  # here: most runs do not need it
 
     head: Any = Nifti1Header(endianness="<")
     affine = np.diag([*RAS, 1.0]) @ np.block([[grid.axes, np.array(grid.origin)[:, None]], [np.eye(4)[3:]]])
@@ -142,8 +142,8 @@ def _numbers(values: Iterable[float], between: str = " ") -> str:
 
 
 def gzipped(pieces: Iterable[Any], comment: str = "") -> Iterator[bytes]:
-    """One gzip stream of pieces (bytes-like, some MB each), compressed with a thread for each processor; about so many
-    are in memory at a time. The bytes depend on the pieces alone."""
+    """One gzip stream of pieces (bytes-like, some MB each), compressed with one thread per processor. About as many
+    pieces as threads are in memory at a time. The bytes depend only on the pieces."""
     yield _gzip_header(comment)
     checksum, length, threads = 0, 0, torch.get_num_threads()
     waiting: deque[Any] = deque()

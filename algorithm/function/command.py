@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from .settings import HELP, FunctionSettings, Scan
 
 EXAMPLES = """
-The scans are found by the paths in results.json; where they lie elsewhere now, they are given:
+The scans are found by the paths in results.json. If these have changed, give the scans as options:
 
 lungreg function result
 
@@ -24,17 +24,19 @@ def _told(name: str) -> Parameter:
 
 
 def function(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
     /,
     *,
     fixed: Annotated[Path | None, Parameter(help="the fixed scan that was registered")] = None,
     moving: Annotated[Path | None, Parameter(help="the moving scan that was registered")] = None,
-    fixed_mask: Annotated[Path | None, Parameter(help="lungs of the fixed scan, instead of those found")] = None,
-    moving_mask: Annotated[Path | None, Parameter(help="lungs of the moving scan, likewise")] = None,
-    fixed_lobes: Annotated[
-        Path | None, Parameter(help="lobes of the fixed scan, as another program wrote them")
+    fixed_mask: Annotated[
+        Path | None, Parameter(help="lung mask of the fixed scan, instead of the lungs of the result")
     ] = None,
-    moving_lobes: Annotated[Path | None, Parameter(help="lobes of the moving scan, likewise")] = None,
+    moving_mask: Annotated[
+        Path | None, Parameter(help="lung mask of the moving scan, instead of the lungs of the result")
+    ] = None,
+    fixed_lobes: Annotated[Path | None, Parameter(help="lobes of the fixed scan, from another program")] = None,
+    moving_lobes: Annotated[Path | None, Parameter(help="lobes of the moving scan, from another program")] = None,
     inspiration: Annotated[Scan | None, _told("inspiration")] = None,
     prm_inspiration_hu: Annotated[float, _told("prm_inspiration_hu")] = Default.prm_inspiration_hu,
     prm_expiration_hu: Annotated[float, _told("prm_expiration_hu")] = Default.prm_expiration_hu,

@@ -58,14 +58,14 @@ class FunctionSettings:
 
 DEFAULT = FunctionSettings()
 HELP = {
-    "inspiration": "which scan it is (default: the one with the larger lungs)",
-    "prm_inspiration_hu": "emphysema lies below, at inspiration",
-    "prm_expiration_hu": "trapped air lies below, at expiration",
-    "floor_hu": "less in either scan is left out",
-    "ceiling_hu": "more in either scan is left out: vessels, airway walls, opacities",
-    "filter_voxels": "edge of the median filter's cube; 1: no filter",
-    "tissue_hu": "of tissue without air, for SACJ and SAI",
-    "most_error_mm": "places where a larger error is expected are counted apart",
-    "mass_correction": "scale the inspiration's density to equal mass, for SACJ and SAI",
+    "inspiration": "the scan at inspiration (default: the scan with the larger lungs)",
+    "prm_inspiration_hu": "threshold at inspiration; lower HU are emphysema",
+    "prm_expiration_hu": "threshold at expiration; lower HU are trapped air",
+    "floor_hu": "voxels with lower HU in either scan are left out",
+    "ceiling_hu": "voxels with higher HU in either scan are left out: vessels, airway walls, opacities",
+    "filter_voxels": "edge of the cube of the median filter in voxels; 1: no filter",
+    "tissue_hu": "HU of tissue without air, for SACJ and SAI",
+    "most_error_mm": "voxels with a larger expected error are counted separately, as uncertain",
+    "mass_correction": "scale the density at inspiration to equal lung mass, for SACJ and SAI",
 }
 assert HELP.keys() == {entry.name for entry in fields(FunctionSettings)}

@@ -19,8 +19,8 @@ from .view import Pair
 def write_page_again(folder: Path, fixed: Path | None = None, moving: Path | None = None) -> Path:
     """Write report.html into a result folder, in place of an earlier report of this program; returns its path.
 
-    Give ``fixed`` and ``moving`` if the scans have moved since the registration. InputError if the folder holds no
-    result, if the scans are missing or different, or if another program wrote the report.html there.
+    Give ``fixed`` and ``moving`` if the paths of the scans have changed since the registration. InputError if the
+    folder holds no result, if the scans are missing or different, or if another program wrote the report.html there.
     """
     result, page = read_result(folder), folder / PAGE
     if missing := OWN_ENTRIES - result.figures.keys():

@@ -13,8 +13,8 @@ lungreg dicom result out --fixed later --moving earlier --rtstruct RS.dcm --rtdo
 
 
 def dicom(
-    result: Annotated[Path, Parameter(help="the folder that the registration wrote its results into")],
-    out: Annotated[Path, Parameter(help="a new folder for what is written")],
+    result: Annotated[Path, Parameter(help="the folder with the results of a registration")],
+    out: Annotated[Path, Parameter(help="a new folder for the results")],
     /,
     *,
     fixed: Annotated[Path, Parameter(help="the folder of the DICOM series that was the fixed scan")],
@@ -23,7 +23,7 @@ def dicom(
     rtdose: Annotated[Path | None, Parameter(help="an RT dose of either scan")] = None,
     of: Annotated[
         Literal["fixed", "moving"] | None,
-        Parameter(help="the scan of structures and dose, where the frame of reference does not tell"),
+        Parameter(help="the scan of structures and dose, if their frame of reference does not show it"),
     ] = None,
 ) -> None:
     """Write a Deformable Spatial Registration object, and map RT structures and dose to the other scan."""

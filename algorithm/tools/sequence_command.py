@@ -15,11 +15,13 @@ lungreg 4d phases out --reference 50 --structures gtv.nii.gz
 
 
 def sequence(
-    phases: Annotated[Path, Parameter(help="a folder: for each phase an image, or a folder with a DICOM series")],
-    out: Annotated[Path, Parameter(help="a new folder for what is written")],
+    phases: Annotated[Path, Parameter(help="a folder with one image, or one folder of a DICOM series, per phase")],
+    out: Annotated[Path, Parameter(help="a new folder for the results")],
     /,
     *,
-    reference: Annotated[int, Parameter(help="the number in the name of the phase that the others are registered to")],
+    reference: Annotated[
+        int, Parameter(help="number in the name of the reference phase, to which the others are registered")
+    ],
     structures: Annotated[Path | None, Parameter(help="a label map, drawn on the reference")] = None,
     refine: Annotated[Refine, Parameter(help=HELP["refine"])] = "full",
     device: Annotated[Device, Parameter(help=HELP["device"])] = "auto",

@@ -92,8 +92,8 @@ def write_script(
 ) -> str:
     """Write the script for the result in ``folder``, by default into this folder; returns a sentence on how to run it.
 
-    Give ``fixed`` and ``moving`` if the scans have moved since the registration. InputError if a file is missing, or if
-    another file has this name and must not be overwritten.
+    Give ``fixed`` and ``moving`` if the paths of the scans have changed since the registration. InputError if a file is
+    missing, or if another file has this name and must not be overwritten.
     """
     out = folder / NAME if out is None else out
     if out.suffix != ".py":
