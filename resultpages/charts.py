@@ -30,7 +30,7 @@ class ColourBar:
     """The meaning of the colours of a scale."""
 
     title: str
-    """With the unit."""
+    """The text includes the unit."""
     colours: tuple[str, ...]
     """Colours as #rrggbb, evenly spaced."""
     ticks: tuple[Tick, ...]
@@ -51,7 +51,7 @@ class Histogram:
 
     title: str
     axis: str
-    """With the unit."""
+    """The text includes the unit."""
     series: tuple[Series, ...]
     ticks: tuple[Tick, ...]
     alt: str
