@@ -36,6 +36,15 @@ def trainings(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def trained(folder: Path) -> str:
+    """A sentence on the trainings: how many, and their steps by level, coarse to fine."""
+    all_of_them = [training for of in trainings(folder).values() for training in of]
+    settings = [manifest_of(training / "weights").get("training", {}).get("settings", {}) for training in all_of_them]
+    longest = max((tuple(of.get("steps", ())) for of in settings), key=len)
+    steps = f", {', '.join(map(str, longest))} steps from coarse to fine" if longest else ""
+    return f"Ablation: {len(all_of_them)} trainings{steps}."
+
+
 def _finished(weights: Path) -> bool:
     """Whether all levels were trained."""
     manifest = manifest_of(weights)

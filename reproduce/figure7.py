@@ -4,7 +4,7 @@ import numpy as np
 
 from evaluation.pictures import cumulative_errors
 
-from .ablation import ablation_fields, trainings
+from .ablation import ablation_fields, trained, trainings
 from .given import Given
 from .measured import failures, measure, registered
 from .page import Page, Part, Row
@@ -31,7 +31,8 @@ def make(given: Given) -> Page:
     parts = [*percentiles(errors, before, len(pairs)), drawn(errors, before)]
     if given.ablation is None:
         parts.append(Part("", WITHOUT))
-    return Page(published("figure7"), parts, given.made_with(("off", "full"), pairs), [*others, *failures(measured)])
+    made_with = given.made_with(("off", "full"), pairs) + ([] if given.ablation is None else [trained(given.ablation)])
+    return Page(published("figure7"), parts, made_with, [*others, *failures(measured)])
 
 
 def percentiles(errors: dict[str, np.ndarray], before: np.ndarray, cases: int) -> list[Part]:

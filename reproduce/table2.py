@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from .ablation import ablation_fields
+from .ablation import ablation_fields, trained
 from .given import Given
 from .measured import Measured, failures, measure, registered
-from .page import Page, Part, Row, text
+from .page import Page, Part, Row, difference, text
 from .pairs import Pair
 from .published import Value, published
+from .runs import NAMES
 
 WORDS = {
     "no_mask": "no mask alignment (β = 0)",
@@ -47,8 +48,9 @@ def make(given: Given) -> Page:
     ]
     parts = [Part("table2", sentence(values, given), rows)]
     if given.ablation is not None:
-        parts.append(everything(values))
-    return Page(published("table2"), parts, given.made_with(["off"], pairs), [*others, *failures(measured)])
+        parts += [against_proposed(values), everything(values)]
+    made_with = given.made_with(["off"], pairs) + ([] if given.ablation is None else [trained(given.ablation)])
+    return Page(published("table2"), parts, made_with, [*others, *failures(measured)])
 
 
 def of_seed(measured: Measured, pairs: list[Pair]) -> dict[str, Value | None]:
@@ -91,9 +93,30 @@ def sentence(values: Mapping[str, dict[str, Value | None]], given: Given) -> str
     )
 
 
+def against_proposed(values: Mapping[str, dict[str, Value | None]]) -> Part:
+    """What leaving a part out costs: each configuration minus the proposed one."""
+    configs = published("table2")["configurations"]
+    rows = []
+    for key, (name, unit, digits) in COLUMNS.items():
+        of_paper = dict(zip(configs, published("table2")[key], strict=True))
+        mine = {config: own(config, key, values).get("ablation") for config in configs}
+        for config in configs[:-1]:
+            gap = difference(mine[config], mine["proposed"])
+            theirs, ours = Value(of_paper[config][0] - of_paper["proposed"][0]), None if gap is None else Value(gap)
+            rows.append(Row(f"{WORDS[config]}: {name}", theirs, {"ablation": ours}, unit, digits))
+    words = (
+        "What leaving a part out costs: each configuration minus the proposed one, in the paper and in the ablation. "
+        "Above 0 the part helps (Dice: below 0)."
+    )
+    return Part("against_proposed", words, [row for row in rows if row.own["ablation"] is not None])
+
+
 def everything(values: Mapping[str, dict[str, Value | None]]) -> Part:
     """Every training for itself, so that differences can be held against those between seeds."""
     heads = ["training (configuration and seed)", *(f"{n} ({u})" if u else n for n, u, _ in COLUMNS.values())]
-    lines = [[name, *(text(of[key], digits) for key, (_, _, digits) in COLUMNS.items())] for name, of in values.items()]
+    lines = [
+        [NAMES.get(name, name), *(text(of[key], digits) for key, (_, _, digits) in COLUMNS.items())]
+        for name, of in values.items()
+    ]
     words = "Every training for itself: two configurations that differ no more than two seeds do not differ."
     return Part("trainings", words, table=pd.DataFrame(lines, columns=heads))
