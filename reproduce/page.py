@@ -129,7 +129,7 @@ def text(value: Value | None, digits: int = 2) -> str:
     """1.14 ± 0.76; – for None."""
     if value is None:
         return NONE
-    return f"{value.mean:.{digits}f}" + ("" if value.sd is None else f" ± {value.sd:.{digits}f}")
+    return f"{value.mean:.{digits}f}".replace("-", "−") + ("" if value.sd is None else f" ± {value.sd:.{digits}f}")
 
 
 def signed(value: float, digits: int = 2) -> str:
