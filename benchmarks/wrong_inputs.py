@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import ndimage
 
 from algorithm.files.images import Image, canonical
 from algorithm.files.writing import write_image
@@ -21,7 +22,7 @@ from algorithm.lungs.sides import LEFT, left_and_right
 
 ASIDE_MM = 30.0
 FOLD_MM, WAVE_MM = 15.0, 60.0
-"""A wave of that amplitude and length, along z in the middle of the lungs: det(I + ∇v) = 1 - 2π · 15 / 60 < 0 there."""
+"""A wave of that amplitude and length, along z in the middle of a lung: det(I + ∇v) = 1 - 2π · 15 / 60 < 0 there."""
 SOFT_TISSUE_HU, NOISE_HU = 40.0, 20.0
 
 Points = Float[np.ndarray, "n 3"]
@@ -79,8 +80,9 @@ def mirrored(image: Image, axis: int) -> tuple[Image, Affine]:
 
 
 def folded(image: Image, lungs: LungMask) -> tuple[Image, Callable[[Points], Points]]:
-    """A scan x ↦ image(x + v(x)), and x ↦ x + v(x): v folds in the middle of the lungs and is zero far from there."""
-    middle = lungs.grid.to_world(lungs.mask[0, 0].nonzero().double().mean(dim=0).flip(0).numpy())
+    """A scan x ↦ image(x + v(x)), and x ↦ x + v(x): v folds in the middle of a lung and is zero far from there."""
+    depth = ndimage.distance_transform_edt(np.pad(lungs.mask[0, 0].numpy(), 1), sampling=lungs.grid.spacing[::-1])
+    middle = lungs.grid.to_world(np.array(np.unravel_index(depth.argmax(), depth.shape))[::-1] - 1)
     coarse = image.grid.resized((64, 64, 64))
     z, y, x = np.indices(coarse.shape)
     away = coarse.to_world(np.stack([x, y, z], axis=-1)) - middle

@@ -33,7 +33,7 @@ MOST_MM = 60.0
 """Maximum of the estimate."""
 LARGE_MM = 3.0
 MOST_MEAN_MM = 2.0
-MOST_LARGE = 0.07
+MOST_LARGE = 0.06
 """A larger mean, or a larger share of the lungs above `LARGE_MM`, gives a warning. Measured: docs/trust.md."""
 LEAST_SHARE = 0.5
 """Minimum weighted share of the voxels around a position that must have an estimate."""
