@@ -26,7 +26,8 @@ from .deliver import deliver, unfolded
 from .devices import choose_device
 from .errors import InputError
 from .fields.expected_error import ExpectedError
-from .fields.inverse import Inverse, framed, inverse
+from .fields.frame import framed
+from .fields.inverse import Inverse, inverse
 from .fields.transform import Transform
 from .files.folders import image_name
 from .files.images import Image

@@ -13,7 +13,8 @@ from .errors import InputError, first_line
 from .fields.determinant import DeterminantStatistics, checked
 from .fields.expected_error import ExpectedError
 from .fields.folding import unfold
-from .fields.inverse import framed, inverse_and_residual
+from .fields.frame import framed
+from .fields.inverse import inverse_and_residual
 from .fields.transform import Transform
 from .files.images import Layout
 from .files.writing import write_field, write_image_slabs

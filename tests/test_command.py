@@ -167,7 +167,9 @@ def test_the_package_needs_what_was_tested() -> None:
 def test_every_package_of_the_algorithm_and_the_evaluation_is_in_the_wheel() -> None:
     tool = PROJECT["tool"]["setuptools"]
     folders = {tool["package-dir"].get(name, name) for name in tool["packages"]} | {
-        f"algorithm/{name.removeprefix('lungreg.')}" for name in tool["packages"] if name.startswith("lungreg.")
+        f"algorithm/{name.removeprefix('lungreg.').replace('.', '/')}"
+        for name in tool["packages"]
+        if name.startswith("lungreg.")
     }
     for top in ("algorithm", "evaluation", "imagefiles", "resultpages"):
         found = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / top).rglob("*.py")}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from algorithm.fields.inverse import framed
+from algorithm.fields.frame import framed
 from algorithm.files.writing import write_field
 from algorithm.results.ownership import TRANSFORMS
 from evaluation.convert import main

@@ -18,7 +18,7 @@ import algorithm
 from algorithm import __main__ as container
 from algorithm.cascade.weights import save_errors
 from algorithm.fields.expected_error import ErrorModels
-from algorithm.fields.inverse import framed
+from algorithm.fields.frame import framed
 from algorithm.files.writing import write_field, write_image
 from algorithm.options import Options
 from tests.support.grids import sitk_image

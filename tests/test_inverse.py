@@ -9,7 +9,9 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.errors import InputError
-from algorithm.fields.inverse import derivative, framed, inverse, moved, residual_mm, undone
+from algorithm.fields.frame import framed
+from algorithm.fields.inverse import inverse, residual_mm
+from algorithm.fields.newton import derivative, displaced, undone
 from algorithm.fields.transform import Transform
 from algorithm.geometry import Affine, Grid, jacobian_determinant
 from algorithm.lungs import LungMask
@@ -37,7 +39,7 @@ def test_in_the_box_the_framed_map_is_the_same() -> None:
     found = framed(WAVY)
     points = points_in(BOX)
     np.testing.assert_allclose(
-        moved(points, found.displacement, found.grid), moved(points, WAVY.displacement, BOX), atol=1e-4
+        displaced(points, found.displacement, found.grid), displaced(points, WAVY.displacement, BOX), atol=1e-4
     )
     assert found.affine == AFFINE
 
@@ -50,7 +52,7 @@ def test_the_frame_ends_at_zero_and_does_not_fold() -> None:
     assert jacobian_determinant(found.displacement, found.grid).min() > 0.1
     around = points_in(BOX.padded(60), 4000)
     steps = np.linalg.norm(
-        np.diff([moved(around + d, found.displacement, found.grid) for d in (0, 0.01)], axis=0)[0] - 0.01, axis=1
+        np.diff([displaced(around + d, found.displacement, found.grid) for d in (0, 0.01)], axis=0)[0] - 0.01, axis=1
     )
     assert steps.max() < 0.02  # no step anywhere
 
@@ -64,7 +66,7 @@ def test_a_frame_that_folds_is_made_wider() -> None:
 
 def test_undone_is_the_inverse_at_points() -> None:
     points = torch.from_numpy(points_in(BOX, 2000)).float()
-    there = torch.from_numpy(moved(points.numpy(), WAVY.displacement, BOX))
+    there = torch.from_numpy(displaced(points.numpy(), WAVY.displacement, BOX))
     found = undone(there.double(), (WAVY.displacement.double(), BOX), SLOPE, there.double(), steps=6, close_mm=1e-4)
     assert float((found - points).abs().max()) < 1e-3
 
@@ -72,7 +74,7 @@ def test_undone_is_the_inverse_at_points() -> None:
 def test_undone_also_where_newton_does_not_come_home() -> None:
     """No step at all: half-steps from the target find it."""
     points = torch.from_numpy(points_in(BOX, 50))
-    there = torch.from_numpy(moved(points.numpy(), WAVY.displacement, BOX))
+    there = torch.from_numpy(displaced(points.numpy(), WAVY.displacement, BOX))
     found = undone(there, (WAVY.displacement.double(), BOX), SLOPE, there, steps=0, close_mm=1e-4)
     assert float((found - points).abs().max()) < 1e-3
 
@@ -98,7 +100,7 @@ def test_the_inverse_of_lungs_that_lie_elsewhere_is_still_one() -> None:
     lungs = LungMask(torch.ones(1, 1, 9, 9, 9, dtype=torch.bool), Grid((9, 9, 9), (9.0, 9.0, 9.0), (900.0, 0.0, 0.0)))
     points = points_in(BOX)
     back = inverse(there, lungs)
-    assert np.abs(back(there.affine(moved(points, there.displacement, there.grid))) - points).max() < 1
+    assert np.abs(back(there.affine(displaced(points, there.displacement, there.grid))) - points).max() < 1
     assert residual_mm(there, back, lungs).max() < 1e-3
 
 
@@ -126,7 +128,7 @@ def test_simpleitk_maps_points_as_we_do(written: Path) -> None:
     points = points_in(BOX.padded(10), 300)
     there, back = read_transform(written / TRANSFORM), read_inverse(written / INVERSE)
     for name, ours in (
-        (TRANSFORM, lambda p: there.affine(moved(p, there.displacement, there.grid))),
+        (TRANSFORM, lambda p: there.affine(displaced(p, there.displacement, there.grid))),
         (INVERSE, back),
     ):
         theirs = sitk.ReadTransform(str(written / name))

@@ -12,7 +12,8 @@ import torch
 
 from algorithm.api import Registration
 from algorithm.errors import InputError
-from algorithm.fields.inverse import framed, inverse
+from algorithm.fields.frame import framed
+from algorithm.fields.inverse import inverse
 from algorithm.fields.transform import Transform
 from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid

@@ -23,45 +23,26 @@ from torch import Tensor
 from ..geometry import (
     Affine,
     Grid,
-    displacement_at,
-    jacobian_determinant,
     linear_index_map,
     resample,
     resample_image,
-    sample,
     warp,
     with_affine,
 )
 from ..lungs import LungMask
+from .newton import Displacement, at_points, derivative, displaced, undone
 from .transform import Transform
 
-LEAST_FRAME_MM = 24.0
-"""Minimum width of the frame."""
-WIDTHS = 2.0
-"""Minimum width of the frame, as a multiple of the largest displacement at its inner side. The slope of the falling
-weight is at most 1.5 per width, so no length changes by more than three quarters."""
-FRAME_ATTEMPTS = 3
-"""Maximum number of attempts. If the field folds in the frame, the next frame is wider by a half."""
 MOST_VOXELS = 1_500_000
 """Approximate maximum number of voxels of the grid of v. They take about a second."""
 FINE_MM = 1.35
 """Approximate spacing of the grids of e and p, which subdivide the grids of v and u."""
 SHARE = 0.6
 """Share of the error in the middle of a cell that is added at its corners."""
-NEWTON_STEPS = 2
-"""Newton steps for v. More steps would change only e."""
 DEFECT_STEPS = 2
-CLOSE_MM = 0.05
-"""Maximum distance of a point from its target after the Newton steps."""
-PARTS = 64
-"""Number of parts along z in which points are looked up; `sample` shares them among the threads."""
-MOST_DOUBLE = 2**26
-"""Maximum number of values that are converted to double precision at once."""
+
 MOST_PROBES = 200_000
 """Approximate number of points in the lungs at which the residual is measured."""
-
-Displacement = tuple[Float[Tensor, "1 3 _ _ _"], Grid]
-"""In mm, on a grid."""
 
 
 @dataclass(frozen=True)
@@ -95,58 +76,8 @@ class Inverse:
         """Map points of the moving scan to the fixed scan (mm, LPS)."""
         points = self.affine(points_mm)
         for part in (self.rest, self.rough, self.edges):
-            points = moved(points, *part)
+            points = displaced(points, *part)
         return points
-
-
-def moved(
-    points_mm: Float[np.ndarray, "p 3"], displacement: Float[Tensor, "1 3 z y x"], grid: Grid
-) -> Float[np.ndarray, "p 3"]:
-    """x + u(x), in double precision unless the field is too large (`MOST_DOUBLE`)."""
-    points = torch.from_numpy(np.asarray(points_mm, np.float64))
-    u = displacement if displacement.numel() > MOST_DOUBLE else displacement.double()
-    result: np.ndarray = (points + displacement_at(points, u, grid)).numpy()
-    return result
-
-
-# --- the frame -------------------------------------------------------------------------------------------------------
-
-
-def framed(transform: Transform) -> Transform:
-    """The same transform in the box of its field; in a frame around it, u falls to zero."""
-    u = transform.displacement
-    faces = [u.select(axis, end) for axis in (2, 3, 4) for end in (0, -1)]
-    width = max(LEAST_FRAME_MM, WIDTHS * max(float(face.norm(dim=1).max()) for face in faces))
-    for _ in range(FRAME_ATTEMPTS):
-        displacement, grid = _framed(u, transform.grid, width)
-        coarser = coarse(grid)
-        if jacobian_determinant(resample(displacement, grid, coarser), coarser).min() > 0:
-            break
-        width *= 1.5
-    return Transform(displacement, grid, transform.affine)
-
-
-def _framed(u: Float[Tensor, "1 3 z y x"], grid: Grid, width_mm: float) -> tuple[Float[Tensor, "1 3 zf yf xf"], Grid]:
-    """u on a grid with a frame of this width. In the frame it has its border values, times a falling weight."""
-    x, y, z = (math.ceil(width_mm / spacing) for spacing in grid.spacing)
-    nx, ny, nz = grid.size
-    outer = grid.cropped((-x, -y, -z), (nx + 2 * x, ny + 2 * y, nz + 2 * z))
-    result = F.pad(u, (x, x, y, y, z, z), mode="replicate")
-    for axis, (n, frame) in enumerate(((nx, x), (ny, y), (nz, z))):
-        along = [1] * 5
-        along[4 - axis] = -1
-        result *= _falling(n, frame).to(u).reshape(along)
-    return result, outer
-
-
-def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
-    """Weights: 1 for ``n`` voxels, and 1 - 3t² + 2t³ in the ``frame`` voxels on either side, 0 at the outermost."""
-    t = torch.arange(1, frame + 1, dtype=torch.float64) / frame
-    fall = 1 - t**2 * (3 - 2 * t)
-    return torch.cat([fall.flip(0), torch.ones(n, dtype=torch.float64), fall])
-
-
-# --- the inverse -----------------------------------------------------------------------------------------------------
 
 
 def inverse(transform: Transform, lungs: LungMask) -> Inverse:
@@ -306,73 +237,11 @@ def _positions(grid: Grid) -> Float[Tensor, "p 3"]:
     return linear_index_map(axes, origin, grid.shape).reshape(-1, 3)
 
 
-def undone(
-    targets_mm: Float[Tensor, "p 3"],
-    displacement: Displacement,
-    slope: tuple[Float[Tensor, "1 9 _ _ _"], Grid],
-    start_mm: Float[Tensor, "p 3"],
-    steps: int = NEWTON_STEPS,
-    close_mm: float = CLOSE_MM,
-) -> Float[Tensor, "p 3"]:
-    """The points p with p + u(p) = target, by Newton's method from ``start_mm``.
-
-    ``slope`` is the `derivative`, on any grid: interpolated central differences. So each step leaves a small share of
-    the error. Points that are not within ``close_mm`` after the last step start again with half-steps. These need more
-    iterations, but they converge from anywhere where the eigenvalues of I + ∇u lie between 0 and 4.
-    """
-    points = start_mm
-    for _ in range(steps):
-        rest = targets_mm - points - at_points(points, *displacement)
-        points = points + _solved(at_points(points, *slope).reshape(-1, 3, 3).to(rest), rest)
-    rest = targets_mm - points - at_points(points, *displacement)
-    astray = ~(rest.norm(dim=1) < close_mm)
-    if astray.any():
-        points[astray] = _by_half_steps(targets_mm[astray], displacement, close_mm)
-    return points
-
-
-def _by_half_steps(
-    targets_mm: Float[Tensor, "p 3"], displacement: Displacement, close_mm: float, steps: int = 200
-) -> Float[Tensor, "p 3"]:
-    points = targets_mm
-    for _ in range(steps):
-        rest = targets_mm - points - at_points(points, *displacement)
-        points = points + rest / 2
-        if float(rest.norm(dim=1).max()) < close_mm:
-            break
-    return points
-
-
-def derivative(u: Float[Tensor, "1 3 z y x"], grid: Grid) -> Float[Tensor, "1 9 z y x"]:
-    """I + ∇u by central differences, with entries row by row: ∂x/∂x, ∂x/∂y, ..., ∂z/∂z."""
-    by_index = torch.stack([torch.gradient(u, dim=dim)[0] for dim in (-1, -2, -3)], dim=2)
-    to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=u.dtype, device=u.device)
-    derivative = torch.einsum("ncizyx,ij->ncjzyx", by_index, to_index)
-    return (derivative + torch.eye(3).to(u).reshape(1, 3, 3, 1, 1, 1)).flatten(1, 2)
-
-
-def at_points(points_mm: Float[Tensor, "p 3"], volume: Float[Tensor, "1 c z y x"], grid: Grid) -> Float[Tensor, "p c"]:
-    """Trilinear values at world points."""
-    to_index = torch.tensor(np.linalg.inv(grid.axes), dtype=torch.float64)
-    index = ((points_mm.double() - torch.tensor(grid.origin, dtype=torch.float64)) @ to_index.T).to(volume)
-    whole = F.pad(index, (0, 0, 0, -len(index) % PARTS))
-    return sample(volume, whole.reshape(1, PARTS, 1, -1, 3))[0].flatten(1).T[: len(index)]
-
-
-def _solved(matrices: Float[Tensor, "p 3 3"], right: Float[Tensor, "p 3"]) -> Float[Tensor, "p 3"]:
-    """Solutions of 3 × 3 systems by cross products, much faster than a factorisation of each."""
-    a, b, c = matrices.unbind(1)
-    bc, ca, ab = torch.cross(b, c, dim=1), torch.cross(c, a, dim=1), torch.cross(a, b, dim=1)
-    determinant = (a * bc).sum(dim=1, keepdim=True)
-    x, y, z = right.unbind(1)
-    return (bc * x[:, None] + ca * y[:, None] + ab * z[:, None]) / determinant
-
-
 def residual_mm(transform: Transform, back: Inverse, lungs: LungMask) -> Float[np.ndarray, " p"]:
     """Distance (mm) between points in the moving lungs and the same points after the inverse and the transform."""
     step = math.ceil((lungs.mask.numel() / 10 / MOST_PROBES) ** (1 / 3))
     index = lungs.mask[0, 0, ::step, ::step, ::step].nonzero().numpy()[:, ::-1] * step
     points = lungs.grid.to_world(index)
-    there = moved(back(points), transform.displacement, transform.grid)
+    there = displaced(back(points), transform.displacement, transform.grid)
     rest: np.ndarray = np.linalg.norm(transform.affine(there) - points, axis=1)
     return rest

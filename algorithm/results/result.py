@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.expected_error import ExpectedError
-from ..fields.inverse import at_points, coarse, derivative, moved, undone
+from ..fields.inverse import coarse
+from ..fields.newton import at_points, derivative, displaced, undone
 from ..fields.transform import Transform
 from ..files.folders import images_in
 from ..files.images import read_field, read_volume
@@ -52,7 +53,7 @@ class Result:
     def to_moving(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
         """Positions in the moving scan of points of the fixed scan."""
         transform = self.transform
-        return transform.affine(moved(points_mm, transform.displacement, transform.grid))
+        return transform.affine(displaced(points_mm, transform.displacement, transform.grid))
 
     def to_fixed(self, points_mm: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p 3"]:
         """Positions in the fixed scan of points of the moving scan; the map is inverted for each of them, to 0.0001

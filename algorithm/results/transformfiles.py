@@ -20,7 +20,8 @@ import torch
 
 from ..errors import InputError
 from ..fields.expected_error import ExpectedError
-from ..fields.inverse import Displacement, Inverse
+from ..fields.inverse import Inverse
+from ..fields.newton import Displacement
 from ..fields.transform import Transform
 from ..files.writing import atomically
 from ..geometry import Affine, Grid

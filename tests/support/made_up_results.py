@@ -9,7 +9,8 @@ import SimpleITK as sitk
 import torch
 
 from algorithm.fields.expected_error import ErrorModel, ExpectedError
-from algorithm.fields.inverse import framed, inverse
+from algorithm.fields.frame import framed
+from algorithm.fields.inverse import inverse
 from algorithm.fields.transform import Transform
 from algorithm.geometry import Affine, Grid
 from algorithm.lungs import LungMask
