@@ -24,7 +24,7 @@ from reproduce import ablation, runs
 from reproduce.pairs import Pair
 from reproduce.published import Value, pooled, published
 from reproduce.runs import Runs
-from tests.running import COARSE, call_main
+from tests.support.running import COARSE, call_main
 
 ROOT = Path(__file__).parent.parent
 CASE = 4

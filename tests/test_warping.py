@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from algorithm.geometry import Affine, Grid, inside, moving_index, resample, restored, sample, warp, warp_image, warping
-from tests.strategies import examples, generators, grids, numbers, rotations
+from tests.support.strategies import examples, generators, grids, numbers, rotations
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
