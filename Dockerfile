@@ -34,7 +34,11 @@ RUN python -m pip install --no-cache-dir --target /tmp/npm --requirement require
     && PYTHONPATH=/tmp/npm NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt python -m resultpages.fetch \
     && rm -rf /tmp/npm /tmp/.npm /tmp/node-compile-cache
 COPY algorithm algorithm
-RUN chmod -R a+rX /opt/app
+# The loops are compiled once, here, for every processor with AVX2: a read-only container could not keep them.
+RUN NUMBA_CACHE_DIR=/opt/loops NUMBA_CPU_NAME=x86-64-v3 NUMBA_CPU_FEATURES= \
+    python -c "import algorithm.geometry.warp_loop, algorithm.objective.correlation_kernels"
+ENV LUNGREG_LOOPS=/opt/loops
+RUN chmod -R a+rX /opt/app /opt/loops
 
 # The entry point is found from any folder (Apptainer starts in the caller's, whatever WORKDIR says), and what lies in
 # that folder is not taken for a module.
