@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import SimpleITK as sitk
@@ -194,6 +194,7 @@ class Registrar:
 
     def __init__(self, weights: str | os.PathLike[str] | None = None, device: Device = "auto") -> None:
         """``weights``: by default the bundled ones. InputError if the weights or the device are not available."""
+        _check_choice("device", device, get_args(Device))
         self._weights = load_cascade(find_weights(None if weights is None else Path(weights)))
         self._device = device
         choose_device(device, Report())
@@ -211,6 +212,7 @@ class Registrar:
         Masks are lung masks, on any grid; missing ones are made from the HU. InputError for scans that cannot be
         registered, with a sentence that says why.
         """
+        _check_choice("refine", refine, get_args(Refine))
         report = Report()
         device = choose_device(self._device, report)
         with report.timed("read"):
@@ -224,6 +226,11 @@ class Registrar:
         with report.timed("check"):
             transform = unfolded(grid, transform, pair[0].lungs, report, _look_at_all)
         return _registration(_Case(*pair, transform, grid, report, expected))
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}, expected {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def register(

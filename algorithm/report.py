@@ -21,6 +21,7 @@ STAGES = {
     "refine": "Refinement for this pair",
     "unfold": "Repairing foldings",
     "quality": "Measuring the quality",
+    "check": "Checking the field for folding",
     "expected error": "Estimating the error",
     "write field": "Writing the displacement field",
     "write warped": "Writing the warped scan",

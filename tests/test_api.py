@@ -174,3 +174,22 @@ def test_labels_and_points_are_checked(tmp_path: Path) -> None:
     x, y, z = jacobian.TransformPhysicalPointToIndex(point[0].tolist())
     here = np.array([jacobian.TransformIndexToPhysicalPoint((x, y, z))])
     assert jacobian[x, y, z] == pytest.approx(loaded.jacobian_at(here)[0], abs=0.01)
+
+
+CHOICES = """
+import algorithm
+for wrong in ({"refine": "quick"}, {"device": "gpu"}):
+    try:
+        algorithm.register("none.mha", "none.mha", **wrong)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_choice_is_refused_before_anything_is_read() -> None:
+    """In a process of its own: here the checks of types that tests add would refuse it."""
+    done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == [
+        "refine is 'quick', expected off, fast or full",
+        "device is 'gpu', expected auto, cuda or cpu",
+    ]

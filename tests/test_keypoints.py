@@ -35,7 +35,6 @@ from tests.support.grids import ROTATION
 from tests.support.strategies import smooth_field
 
 GRID = Grid((36, 32, 30), (2.0, 2.1, 1.9), (-40.0, 12.0, 300.0))
-FLIPPED = replace(GRID, direction=((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)))
 ROTATED = replace(GRID, direction=ROTATION)
 SETTINGS = MatchSettings(radius_mm=6.0)
 

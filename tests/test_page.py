@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from tests.support.running import call_main, files_below, pair_options, results
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MOST_BYTES = 5_000_000
-MOST_S = 3.0
 """Of the pages of small phantoms; about one on a real pair."""
 EVIL = "<script>alert(1)<img src=x>\"'&.mha"
 
@@ -122,11 +120,10 @@ def test_scans_that_lie_apart_are_compared_after_the_prealignment(pair: Pair) ->
 
 
 def test_page_of_a_phantom(pair: Pair) -> None:
-    start = time.monotonic()
     error = {"mean_mm": 1.23, "p95_mm": 2.34, "share_above_3mm": 0.0456}
     jacobian = {"folded_voxels": 0, "voxels": 36720}
     text = registration_page(pair, said(pair, expected_error=error, jacobian=jacobian, weights_sha256="0123abc"))
-    assert time.monotonic() - start < MOST_S and len(text.encode()) < MOST_BYTES
+    assert len(text.encode()) < MOST_BYTES
     page = Reader(text)
     assert page.tags[0] == ("html", {"lang": "en"})
     for words in ("No warnings", f"{pair.fixed.lungs.litres:.2f} l", "1.2 mm", "4.6 % of them beyond 3 mm", "0123abc"):

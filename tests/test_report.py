@@ -35,7 +35,7 @@ def test_timings_add_up() -> None:
     assert list(timings) == ["a", "b", "total"]
     assert timings["b"] >= 0.02
     assert timings["a"] >= 0.04
-    assert timings["total"] >= timings["a"] + timings["b"]
+    assert timings["total"] >= timings["a"] + timings["b"] - 0.002  # each is rounded
 
 
 def test_warnings_are_kept_in_order_and_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -90,7 +90,9 @@ def test_the_command_knows_its_version_and_all_commands(environment: Path) -> No
 
 
 def test_the_package_finds_its_weights(environment: Path) -> None:
-    code = "from lungreg.weights import find_weights, load_cascade; print(load_cascade(find_weights(None)).sha256)"
+    code = (
+        "from lungreg.cascade.weights import find_weights, load_cascade; print(load_cascade(find_weights(None)).sha256)"
+    )
     done = call(environment / "python", "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in (ROOT / "weights" / "manifest.json").read_text()

@@ -1,7 +1,7 @@
 """All settings that decide the result of a training, and reading them from override files (training/config)."""
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -96,14 +96,7 @@ class TrainSettings:
 
     def weights(self, level: int) -> Weights:
         """The objective's weights of one level."""
-        return Weights(
-            self.alpha[level],
-            self.beta[level],
-            self.gamma[level],
-            self.delta[level],
-            self.t[level],
-            self.diffusion[level],
-        )
+        return Weights(**{field.name: getattr(self, field.name)[level] for field in fields(Weights)})
 
 
 _TYPES = get_type_hints(TrainSettings)

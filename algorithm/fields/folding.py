@@ -74,7 +74,7 @@ def unfold(
         if radius > 2 * max(grid.size):
             _shrink(repaired, grid, settings.least)
             break
-        boxes = [_smooth(repaired, cluster, radius) for cluster in _clusters(folded, grid.shape, radius)]
+        boxes = [_smooth(repaired, cluster, radius) for cluster in _clusters(folded, radius)]
         folded = _folded_voxels(repaired, grid, settings.least, boxes)
         if not len(folded):
             break
@@ -183,7 +183,7 @@ def _edge_determinants(voxels: Float[Tensor, "3 z y x"], cells: Int[Tensor, "n 3
     return torch.cat(smallest)
 
 
-def _clusters(folded: Int[np.ndarray, "n 3"], shape: Size, radius: float) -> list[Int[np.ndarray, "m 3"]]:
+def _clusters(folded: Int[np.ndarray, "n 3"], radius: float) -> list[Int[np.ndarray, "m 3"]]:
     """Groups of folded voxels whose neighbourhoods of ``radius`` do not touch; one group if there are too many."""
     blocks = folded // (2 * math.ceil(radius) + 1)
     occupied = np.zeros(blocks.max(axis=0) + 1, dtype=bool)

@@ -1,4 +1,10 @@
-"""A transform for everywhere: the field falls to zero in a frame around its grid."""
+"""A transform that is defined everywhere: `transform.h5` for other programs.
+
+The field u of a `Transform` lives in a box around the fixed lungs. Outside a field, ITK applies no displacement. So a
+field that simply ends has a step at its border, and points outside lose the affine map, too. Here u continues into a
+frame around the box and falls to zero in it. The affine map is stored separately. So the transform is continuous, and
+outside the frame it is affine.
+"""
 
 import math
 
@@ -12,7 +18,6 @@ from ..geometry import (
     jacobian_determinant,
     resample,
 )
-from .inverse import coarse
 from .transform import Transform
 
 LEAST_FRAME_MM = 24.0
@@ -22,6 +27,8 @@ WIDTHS = 2.0
 weight is at most 1.5 per width, so no length changes by more than three quarters."""
 FRAME_ATTEMPTS = 3
 """Maximum number of attempts. If the field folds in the frame, the next frame is wider by a half."""
+MOST_VOXELS = 1_500_000
+"""Approximate maximum number of voxels of the grid of v. They take about a second."""
 
 
 def framed(transform: Transform) -> Transform:
@@ -56,3 +63,16 @@ def _falling(n: int, frame: int) -> Float[Tensor, " m"]:
     t = torch.arange(1, frame + 1, dtype=torch.float64) / frame
     fall = 1 - t**2 * (3 - 2 * t)
     return torch.cat([fall.flip(0), torch.ones(n, dtype=torch.float64), fall])
+
+
+def coarse(grid: Grid, most_voxels: int = MOST_VOXELS) -> Grid:
+    """The grid, or about ``most_voxels`` voxels between the same outermost voxel centres."""
+    factor = (math.prod(grid.size) / most_voxels) ** (1 / 3)
+    return grid if factor <= 1 else in_steps(grid, [math.ceil((n - 1) / factor) for n in grid.size])
+
+
+def in_steps(grid: Grid, steps: list[int]) -> Grid:
+    """A grid with ``steps`` steps along each axis between the outermost voxel centres, which do not move."""
+    x, y, z = steps
+    sx, sy, sz = ((n - 1) * s / step for n, s, step in zip(grid.size, grid.spacing, steps, strict=True))
+    return Grid((x + 1, y + 1, z + 1), (sx, sy, sz), grid.origin, grid.direction)

@@ -1,9 +1,4 @@
-"""A transform that is defined everywhere, and its inverse: `transform.h5` and `inverse.h5` for other programs.
-
-The field u of a `Transform` lives in a box around the fixed lungs. Outside a field, ITK applies no displacement. So a
-field that simply ends has a step at its border, and points outside lose the affine map, too. Here u continues into a
-frame around the box and falls to zero in it. The affine map is stored separately. So the transform is continuous, and
-outside the frame it is affine.
+"""The inverse of a transform that is defined everywhere (`.frame`): `inverse.h5` for other programs.
 
 The inverse of x ↦ A(x + u(x)) is y ↦ z + v(z), z = A⁻¹(y): v undoes u, in the same world and the same box. u is
 trilinear, so it has edges (jumps of its derivative) at its voxels. The inverse has its edges where u carries these, and
@@ -30,11 +25,10 @@ from ..geometry import (
     with_affine,
 )
 from ..lungs import LungMask
+from .frame import coarse, in_steps
 from .newton import Displacement, at_points, derivative, displaced, undone
 from .transform import Transform
 
-MOST_VOXELS = 1_500_000
-"""Approximate maximum number of voxels of the grid of v. They take about a second."""
 FINE_MM = 1.35
 """Approximate spacing of the grids of e and p, which subdivide the grids of v and u."""
 SHARE = 0.6
@@ -170,23 +164,10 @@ def _displaced(points_mm: Float[Tensor, "p 3"], displacement: Displacement) -> F
     return points_mm + at_points(points_mm, *displacement)
 
 
-def coarse(grid: Grid, most_voxels: int = MOST_VOXELS) -> Grid:
-    """The grid, or about ``most_voxels`` voxels between the same outermost voxel centres."""
-    factor = (math.prod(grid.size) / most_voxels) ** (1 / 3)
-    return grid if factor <= 1 else _in_steps(grid, [math.ceil((n - 1) / factor) for n in grid.size])
-
-
-def _in_steps(grid: Grid, steps: list[int]) -> Grid:
-    """A grid with ``steps`` steps along each axis between the outermost voxel centres, which do not move."""
-    x, y, z = steps
-    sx, sy, sz = ((n - 1) * s / step for n, s, step in zip(grid.size, grid.spacing, steps, strict=True))
-    return Grid((x + 1, y + 1, z + 1), (sx, sy, sz), grid.origin, grid.direction)
-
-
 def _subdivided(grid: Grid) -> Grid:
     """The same extent with a spacing of about `FINE_MM`; all voxel centres remain voxel centres."""
     times = max(1, round(max(grid.spacing) / FINE_MM))
-    return _in_steps(grid, [times * (n - 1) for n in grid.size])
+    return in_steps(grid, [times * (n - 1) for n in grid.size])
 
 
 def _part(grid: Grid, near: Bool[Tensor, "z y x"]) -> Grid:

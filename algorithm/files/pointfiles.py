@@ -23,7 +23,6 @@ from jaxtyping import Float
 from ..errors import InputError
 
 ENDINGS = (".csv", ".fcsv", ".mrk.json", ".vtk", ".stl")
-SURFACES = (".vtk", ".stl")
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "1": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "0": (-1.0, -1.0, 1.0)}
 """Signs by 3D Slicer's names of coordinate systems, and by its numbers in old .fcsv files."""
 _AXES = ("x", "y", "z")

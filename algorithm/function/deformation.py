@@ -12,7 +12,7 @@ import torch.nn.functional as nn
 from jaxtyping import Float
 from torch import Tensor
 
-from ..fields.inverse import coarse
+from ..fields.frame import coarse
 from ..fields.newton import derivative
 from ..fields.transform import Transform
 from ..geometry import Grid, resample, resample_image

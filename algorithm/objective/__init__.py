@@ -21,8 +21,8 @@ paper's integrals are in mm³, then D_paper = |Ω_D| D, likewise R, B, V over th
 With an empty mask, or without keypoints, the term is exactly 0, and so is its gradient.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float
@@ -84,9 +84,9 @@ class Weights:
     """Weight of the diffusion (no unit); not in the paper."""
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "gamma", "delta", "diffusion"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"the weight {name} is {getattr(self, name)}, expected a number ≥ 0")
+        for name, value in asdict(self).items():
+            if name != "t" and not 0 <= value < float("inf"):
+                raise InputError(f"the weight {name} is {value}, expected a number ≥ 0")
         if not 0 < self.t < 1:
             raise InputError(f"the volume change threshold t is {self.t}, expected a value between 0 and 1")
 
@@ -107,23 +107,27 @@ def objective(
     `Keypoints` per sample. The other terms are over the whole grid, so that the field is defined everywhere. InputError
     when a term has a weight > 0 but its labels or keypoints are missing; without them, set its weight to 0.
     """
-    terms = {"distance": (1.0, distance)}
-    if weights.alpha > 0:
-        terms["curvature"] = (weights.alpha, curvature(displacement, grid))
-    if weights.diffusion > 0:
-        terms["diffusion"] = (weights.diffusion, diffusion(displacement, grid))
+    terms = {"distance": (1.0, distance)} | _field_terms(displacement, grid, weights)
     if weights.beta > 0:
         if fixed_labels is None or warped_labels is None:
             raise InputError(f"beta is {weights.beta} but there are no labels, expected both or beta 0")
         terms["mask_distance"] = (weights.beta, mask_distance(fixed_labels, warped_labels))
-    if weights.gamma > 0:
-        terms["volume_change"] = (weights.gamma, volume_change(displacement, grid, weights.t))
     if weights.delta > 0:
         if keypoints is None:
             raise InputError(f"delta is {weights.delta} but there are no keypoints, expected some or delta 0")
         terms["keypoint_distance"] = (weights.delta, _mean_keypoint_distance(keypoints, displacement, grid))
     total = torch.stack([weight * value for weight, value in terms.values()]).sum()
     return total, {name: value.detach() for name, (_, value) in terms.items()}
+
+
+def _field_terms(displacement: Tensor, grid: Grid, weights: Weights) -> dict[str, tuple[float, Tensor]]:
+    """By name, weight and value of each term with a weight > 0 that depends on the displacement field alone."""
+    terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "curvature": (weights.alpha, lambda: curvature(displacement, grid)),
+        "diffusion": (weights.diffusion, lambda: diffusion(displacement, grid)),
+        "volume_change": (weights.gamma, lambda: volume_change(displacement, grid, weights.t)),
+    }
+    return {name: (weight, value()) for name, (weight, value) in terms.items() if weight > 0}
 
 
 def _mean_keypoint_distance(keypoints: Sequence[Keypoints], displacement: Tensor, grid: Grid) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..fields.expected_error import ExpectedError
-from ..fields.inverse import coarse
+from ..fields.frame import coarse
 from ..fields.newton import at_points, derivative, displaced, undone
 from ..fields.transform import Transform
 from ..files.folders import images_in

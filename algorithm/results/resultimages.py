@@ -1,4 +1,4 @@
-"""Finds the images of a result; only this module knows where they lie."""
+"""Finds the images of a result."""
 
 from pathlib import Path
 

@@ -108,7 +108,7 @@ def match_files(folder: Path, prior: Path, now: Path, out: Path | None, how: Mat
             raise InputError(f"{out}: is no name for the table, expected one that ends in .csv")
     before, after = (read_nodules(path, how.ras) for path in (prior, now))
     result = read_result(folder)
-    rows = table(result, before, after, how, folder)
+    rows = table(result, before, after, how)
     text = _as_csv(rows)
     if out is not None:
         with atomically(out) as stream:
@@ -179,7 +179,7 @@ def _dates(path: Path, cells: Sequence[str]) -> list[datetime.date | None]:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def table(result: Result, before: Nodules, after: Nodules, how: Matching, folder: Path) -> list[dict[str, str]]:
+def table(result: Result, before: Nodules, after: Nodules, how: Matching) -> list[dict[str, str]]:
     """One row per nodule: matched, new or gone. Positions are in the later scan, mm, LPS."""
     later: Scan = "fixed" if how.prior == "moving" else "moving"
     carried = result.mapped(before.points_mm, how.prior) if len(before.points_mm) else before.points_mm
