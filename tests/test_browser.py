@@ -30,7 +30,9 @@ def test_the_viewer_draws_without_a_script_error(page: Path, tmp_path: Path) -> 
     assert not [line for line in said_there if re.search("error|refused|uncaught", line, re.I)], said_there
     assert 'data-viewer="ready"' in became
     assert re.search(r"<output [^>]*>Fixed scan: [−\d]+ HU", became)
-    alone = "<style>main > :not(.viewer), header, footer { display: none }</style></head>"
+    alone = (
+        "<style>main > :not(.on-screen), .on-screen > :not(.viewer), header, footer { display: none }</style></head>"
+    )
     page.write_text(page.read_text(encoding="utf-8").replace("</head>", alone, 1), encoding="utf-8")
     browse(page, tmp_path, f"--screenshot={tmp_path / 'shot.png'}")
     pixels = np.asarray(Image.open(tmp_path / "shot.png").convert("RGB")).astype(int)
