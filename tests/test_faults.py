@@ -227,7 +227,7 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path, options: Options) -> None:
         assert any("Finding the lungs" in line for line in process.stdout)
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "SIGINT" in one_sentence(said)
     assert files_below(tmp_path / "out") == set()
 
