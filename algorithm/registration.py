@@ -143,8 +143,10 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     if backwards and (opinion := second_opinion(there, networks)) is not None:
         apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
     with ThreadPoolExecutor(1) as pool:  # freeing the memory takes time, too
-        pool.submit(release, networks)
-        return Refined(extended(displacement, there.fixed_lungs).cpu(), grid, apart)
+        released = pool.submit(release, networks)
+        continued = extended(displacement, there.fixed_lungs).cpu()
+        released.result()  # a fault of it is not lost
+    return Refined(continued, grid, apart)
 
 
 def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y x"] | None:
