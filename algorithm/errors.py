@@ -46,6 +46,9 @@ class Progress(logging.StreamHandler):
             os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+
+
 class Stopped(BaseException):
     """SIGTERM or SIGINT came. Not an Exception, so that no ``except Exception`` catches it."""
 
@@ -89,17 +92,23 @@ def stopped_by_signals() -> Iterator[None]:
 
     Without a handler, SIGTERM would not even end Python as process 1 of a container.
     """
+    came: list[Stopped] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for other in before:
             signal.signal(other, signal.SIG_IGN)  # a second signal would disturb the clean-up
-        raise Stopped(signal.Signals(number))
+        came.append(Stopped(signal.Signals(number)))
+        raise came[0]
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     for number in before:
         signal.signal(number, stop)
     try:
         yield
+    except Exception as error:
+        if came:  # compiled modules that are being loaded replace it, by an ImportError
+            raise came[0] from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

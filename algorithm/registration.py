@@ -10,7 +10,6 @@ quality    figures that show whether to trust the field, and the expected error
 import copy
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -33,6 +32,7 @@ from .preparation.prepare import Prepared, prepare
 from .preparation.subject import Subject
 from .refinement.refine import FAST, FULL, Refined, RefineSettings, farther, refine
 from .report import Report
+from .threads import Pool
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def register(
 
     If the GPU cannot be used, the CPU replaces it, with a warning, unless the user ``insist``s on the device.
     """
-    with ThreadPoolExecutor(1) as pool:  # most of the preparation uses one thread
+    with Pool(1) as pool:  # most of the preparation uses one thread
         ready = pool.submit(get_ready, weights.cascade, device)
         with report.timed("prepare"):
             pair = prepare(fixed, moving, weights.cascade.settings.network_size)
@@ -142,7 +142,7 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
     apart = None
     if backwards and (opinion := second_opinion(there, networks)) is not None:
         apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
-    with ThreadPoolExecutor(1) as pool:  # freeing the memory takes time, too
+    with Pool(1) as pool:  # freeing the memory takes time, too
         released = pool.submit(release, networks)
         continued = extended(displacement, there.fixed_lungs).cpu()
         released.result()  # a fault of it is not lost

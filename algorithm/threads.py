@@ -1,15 +1,41 @@
-"""Parallel work of threads on parts of a list."""
+"""Parallel work of threads."""
 
+import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
+from typing import ParamSpec, TypeVar
 
 import torch
+
+from .errors import STOPPING
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads that no signal can make the pool forget.
+
+    `Stopped`, raised in the main thread while a thread starts, would leave a thread that nobody waits for. It would
+    abort the process when Python ends. So a signal waits until the thread has started.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, initializer=signal.pthread_sigmask, initargs=(signal.SIG_UNBLOCK, STOPPING))
+
+    def submit(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As `ThreadPoolExecutor.submit`."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        try:
+            return super().submit(job, *args, **kwargs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_parts(loop: Callable[[int, int, int], None], bounds: list[int]) -> None:
     """Call ``loop(part, first, end)`` in parallel for each two neighbours in ``bounds``."""
-    with ThreadPoolExecutor(max(1, len(bounds) - 1)) as pool:
+    with Pool(max(1, len(bounds) - 1)) as pool:
         jobs = [pool.submit(loop, part, *pair) for part, pair in enumerate(pairwise(bounds))]
         for job in jobs:
             job.result()

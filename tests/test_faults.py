@@ -10,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,13 +24,14 @@ import SimpleITK as sitk
 import torch
 import torch._dynamo  # by Adam, at its first use: memory that ends during an import is Python's to report
 
-from algorithm.errors import InputError
+from algorithm.errors import InputError, Stopped, exit_code, stopped_by_signals
 from algorithm.fields.transform import Transform
 from algorithm.files.folders import find_inputs
 from algorithm.files.images import Image, read_image, read_mask
 from algorithm.files.inputs import Inputs
 from algorithm.files.writing import PARTIAL
 from algorithm.report import Report
+from algorithm.threads import Pool
 from tests.support.dicom_series import write_series
 from tests.support.running import call_main, files_below, pair_options, results
 
@@ -230,6 +232,49 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path, options: Options) -> None:
     assert process.returncode == 130, said
     assert "SIGINT" in one_sentence(said)
     assert files_below(tmp_path / "out") == set()
+
+
+def test_a_signal_that_a_library_hides_still_stops() -> None:
+    """Compiled modules that are being loaded replace every exception by an ImportError."""
+
+    def loading() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)  # a signal waits for the next instruction of Python
+        except BaseException:
+            raise ImportError("numpy._core.multiarray failed to import") from None
+
+    def job() -> None:
+        with stopped_by_signals():
+            loading()
+
+    assert exit_code(job) == 130
+
+
+def test_a_signal_waits_until_a_thread_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the pool does not know of the thread, and does not wait for it."""
+    start, done = threading._start_new_thread, []  # type: ignore[attr-defined]
+
+    def late(function: Callable[..., None], arguments: tuple[object, ...]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(lambda: (time.sleep(0.3), function(*arguments)), ())
+
+    monkeypatch.setattr(threading, "_start_new_thread", late)
+    with pytest.raises(Stopped), stopped_by_signals(), Pool(1) as pool:
+        pool.submit(done.append, 1)
+    assert done == [1]
+
+
+def test_the_threads_of_a_pool_block_no_signals() -> None:
+    """What they start would block them, too."""
+    with Pool(1) as pool:
+        assert not pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, ()).result()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_an_error_without_a_signal_stays_an_error() -> None:
+    with pytest.raises(ImportError), stopped_by_signals():
+        raise ImportError
 
 
 # --- two at once -----------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 computed."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TypeVar
+
+from ..threads import Pool
 
 Item = TypeVar("Item")
 Given = TypeVar("Given")
@@ -26,7 +28,7 @@ def in_turn(
         for item in items:
             yield item, _trouble(lambda: write(compute(read(item))))  # noqa: B023  (called at once)
         return
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with Pool(1) as reader, Pool(1) as writer:
         ahead = [reader.submit(read, item) for item in items[:1]]
         behind: list[tuple[Item, Future[None]]] = []
         for number, item in enumerate(items):

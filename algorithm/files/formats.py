@@ -14,7 +14,6 @@ import struct
 import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from ..geometry import Grid
+from ..threads import Pool
 
 Layout = Literal["itk", "grand-challenge"]
 """How a field file holds its three components: as vectors in 3-D, or as a fourth axis of a scalar image."""
@@ -147,7 +147,7 @@ def gzipped(pieces: Iterable[Any], comment: str = "") -> Iterator[bytes]:
     yield _gzip_header(comment)
     checksum, length, threads = 0, 0, torch.get_num_threads()
     waiting: deque[Any] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for piece in pieces:
             checksum, length = zlib.crc32(piece, checksum), length + memoryview(piece).nbytes
             waiting.append(pool.submit(_deflated, piece))

@@ -1,6 +1,5 @@
 """A scan and its lungs, from a mask file or from the HU."""
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from ..errors import InputError
 from ..files.images import Image, canonical, read_mask
 from ..geometry import validity
 from ..lungs import LungMask, crop_grid, lung_mask
+from ..threads import Pool
 from .intensities import in_hounsfield_units
 
 MASK_LITRES = (0.02, 12.0)
@@ -146,6 +146,6 @@ def find_both_lungs(
 
     If both scans are bad, the error is that of the fixed one.
     """
-    with ThreadPoolExecutor(1) as pool:
+    with Pool(1) as pool:
         other = pool.submit(find_lungs, moving, moving_mask)
         return find_lungs(fixed, fixed_mask), other.result()

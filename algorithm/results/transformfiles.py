@@ -8,7 +8,6 @@ records the operating system.
 
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..fields.transform import Transform
 from ..files.writing import atomically
 from ..geometry import Affine, Grid
 from ..lungs import LungMask
+from ..threads import Pool
 from .ownership import TRANSFORM_MARK, transform_mark
 
 STEP_MM = 2.0**-13
@@ -110,7 +110,7 @@ def _write_compressed(part: h5py.Group, name: str, values: np.ndarray) -> None:
         return packed.compress(whole.view(np.uint8).reshape(-1, 4).T.tobytes()) + packed.flush()
 
     starts = range(0, len(values), chunk)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with Pool(torch.get_num_threads()) as pool:
         for start, data in zip(starts, pool.map(compressed, starts), strict=True):
             dataset.id.write_direct_chunk((start,), data)
 
