@@ -7,10 +7,11 @@ that ``--help`` and shell completion are fast.
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from . import __version__
 from .cohort.command import cohort, cohort_step, cohort_table
@@ -256,9 +257,23 @@ def run(arguments: Sequence[str]) -> None:
         with stopped_by_signals():
             code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        raise InputError(f"lungreg: {' '.join(str(error).split())} See lungreg --help.") from error
+        raise InputError(f"lungreg: {_misspelt(arguments) or _in_words(error)} See lungreg --help.") from error
     if code:
         sys.exit(code)
+
+
+def _in_words(error: CycloptsError) -> str:
+    if isinstance(error, UnusedCliTokensError):
+        return f"Unexpected arguments: {' '.join(error.unused_tokens or ())}."
+    return " ".join(str(error).split())
+
+
+def _misspelt(arguments: Sequence[str]) -> str:
+    """A sentence if the first argument is nearly a command, else empty: it was taken for the fixed image."""
+    commands = [name for name in app if not name.startswith("-")]
+    word = arguments[0] if arguments else ""
+    near = get_close_matches(word, commands, 1)
+    return "" if word in commands or Path(word).exists() or not near else f"No command {word!r}, perhaps {near[0]!r}."
 
 
 def main() -> int:
