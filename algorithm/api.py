@@ -103,7 +103,7 @@ class Registration:
         steps of mm."""
         transform = self._result.transform
         determinant = jacobian_determinant(transform.displacement, transform.grid)[0].numpy()
-        linear = float(np.linalg.det(np.array(transform.affine.matrix)))
+        linear = transform.affine.determinant
         return placed(sitk.GetImageFromArray(determinant * np.float32(linear)), transform.grid)
 
     def displacement(self, grid: Grid) -> Float[torch.Tensor, "1 3 z y x"]:

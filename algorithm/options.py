@@ -91,12 +91,12 @@ class Options:
 
     def steps(self) -> list[str]:
         """The steps of a run, by the names of the timings."""
-        refinement = [] if self.refine == "off" else ["refine"]
+        refinement = "second opinion" if self.refine == "off" else "refine"
         page = ["write page"] if self.wants_page() else []
         transforms = ["write transforms"] if self.transforms == "on" else []
         also = [] if self.also == "nothing" else [self.also]
         return [
-            *("read", "lungs", "prepare", "cascade", *refinement, "unfold", "quality", "expected error"),
+            *("read", "lungs", "prepare", "cascade", refinement, "unfold", "quality", "expected error"),
             *("write field", "write warped", "write expected error", *transforms, *also, *page),
         ]
 

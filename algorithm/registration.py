@@ -22,12 +22,12 @@ from .cascade.extension import extended
 from .cascade.network import Cascade, fastest_precision
 from .cascade.weights import LoadedCascade
 from .devices import on_device
-from .fields.expected_error import ErrorModel, ExpectedError, expected_error
+from .fields.expected_error import ErrorModel, ExpectedError, expected_error, features
 from .fields.expected_error import warnings as error_warnings
 from .fields.folding import unfold
 from .fields.quality import quality, warnings
 from .fields.transform import Transform
-from .geometry import downsample, has_loop, invert, lengths, resample, validity
+from .geometry import Grid, downsample, has_loop, jacobian_determinant, lengths, resample, validity
 from .preparation.prepare import Prepared, prepare
 from .preparation.subject import Subject
 from .refinement.refine import FAST, FULL, Refined, RefineSettings, farther, refine
@@ -48,7 +48,7 @@ class Registered(NamedTuple):
 
     transform: Transform
     expected: ExpectedError | None
-    """None if the weights have no error model, or if only one direction was registered."""
+    """None if the weights have no error model."""
 
 
 def register(
@@ -69,18 +69,13 @@ def register(
         with report.timed("prepare"):
             pair = prepare(fixed, moving, weights.cascade.settings.network_size)
         ready.result()
-    backwards = refinement == "off" and weights.errors is not None  # otherwise it is not needed
     with report.timed("cascade"):
         found = on_device(
-            "The cascade",
-            lambda where: predict(pair, weights.cascade, where, report, backwards),
-            device,
-            report,
-            insist,
+            "The cascade", lambda where: predict(pair, weights.cascade, where, report), device, report, insist
         )
+    model = None if weights.errors is None else weights.errors.of(refinement)
     result = found
     if refinement != "off":
-        model = None if weights.errors is None else weights.errors.refined
         with report.timed("refine"):
             result = on_device(
                 "The refinement",
@@ -89,10 +84,14 @@ def register(
                 report,
                 insist,
             )
+    elif model is not None:
+        with report.timed("second opinion"):
+            result = on_device(
+                "The second opinion", lambda where: doubted(fixed, moving, pair, found, where), device, report, insist
+            )
     transform = checked_transform(pair, moving, result, report)
-    if weights.errors is None:
+    if model is None:
         return Registered(transform, None)
-    model = weights.errors.cascade if refinement == "off" else weights.errors.refined
     with report.timed("expected error"):
         return Registered(transform, estimate(pair, moving, result, model, report))
 
@@ -124,12 +123,16 @@ def refined(
     return min(both, key=lambda one: error_of(pair, moving, one, model).figures()["mean_mm"] or 0.0)
 
 
-@torch.no_grad()
-def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report, backwards: bool = False) -> Refined:
-    """The cascade's field, continued around the lungs; in single precision if half precision overflows.
+def doubted(fixed: Subject, moving: Subject, pair: Prepared, found: Refined, device: torch.device) -> Refined:
+    """The cascade's field, unchanged, with its distance (mm) from what ``--refine fast`` makes of it."""
+    other = refine(fixed, moving, pair.affine, found.displacement.to(device), found.grid, FAST)
+    apart = lengths(found.displacement - resample(other.displacement.cpu(), other.grid, found.grid))
+    return found._replace(inconsistency_mm=apart)
 
-    With ``backwards``, `Refined.inconsistency_mm` is the distance of the field from the `second_opinion`.
-    """
+
+@torch.no_grad()
+def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Report) -> Refined:
+    """The cascade's field, continued around the lungs; in single precision if half precision overflows."""
     there = pair.to(device)
     images = there.fixed, there.grid, there.moving, there.moving_grid
     networks = fastest(cascade, device, fastest_precision(device))
@@ -138,50 +141,45 @@ def predict(pair: Prepared, cascade: Cascade, device: torch.device, report: Repo
         report.warn("The cascade overflowed in half precision: repeated in single precision.")
         networks = fastest(cascade, device, torch.float32)
         displacement, grid = networks(*images)
-    displacement = displacement.float()
-    apart = None
-    if backwards and (opinion := second_opinion(there, networks)) is not None:
-        apart = lengths(displacement - resample(opinion, grid.coarsened(), grid)).cpu()
     with Pool(1) as pool:  # freeing the memory takes time, too
         released = pool.submit(release, networks)
-        continued = extended(displacement, there.fixed_lungs).cpu()
+        continued = extended(displacement.float(), there.fixed_lungs).cpu()
         released.result()  # a fault of it is not lost
-    return Refined(continued, grid, apart)
+    return Refined(continued, grid, None)
 
 
-def second_opinion(pair: Prepared, networks: Cascade) -> Float[Tensor, "1 3 z y x"] | None:
-    """The displacement (mm) at half the resolution, from the other direction: the inverse of the cascade's field from
-    the moving to the fixed image.
+class Evidence(NamedTuple):
+    """What the expected error is computed from, on the network grid at half its resolution."""
 
-    It uses all levels except the finest, which takes most of the time. None if there is no other level.
-    """
-    levels = sum(factor > 1 for factor in networks.settings.factors)
-    if not levels or any(factor % 2 for factor in networks.settings.factors[:levels]):
-        return None
-    half = pair.halved()
-    moving = resample(half.moving, half.moving_grid, half.grid)
-    backward, grid = networks(moving, half.grid, half.fixed, half.grid, levels=levels, reduction=2)
-    return invert(backward.float(), grid, half.grid)
+    features: Float[Tensor, "2 z y x"]
+    known: Float[Tensor, "1 1 z y x"]
+    """1 in the lungs that the moving image shows, else 0."""
+    grid: Grid
 
 
 @torch.no_grad()
-def error_of(pair: Prepared, moving: Subject, result: Refined, model: ErrorModel) -> ExpectedError:
-    """The expected error on the network grid at half its resolution, in the lungs that the moving image shows.
-
-    ValueError if only one direction was registered.
-    """
+def evidence(pair: Prepared, moving: Subject, result: Refined) -> Evidence:
+    """ValueError if there is no second field."""
     if result.inconsistency_mm is None:
-        raise ValueError("the expected error needs both directions")
+        raise ValueError("the expected error needs a second field")
     grid = pair.grid.coarsened()
     apart, displacement = (resample(v.cpu(), result.grid, grid) for v in (result.inconsistency_mm, result.displacement))
     seen = validity(displacement, grid, moving.image.grid, affine=pair.affine)
-    return expected_error(apart, ((downsample(pair.fixed_lungs) > 0.5) & seen).float(), grid, model)
+    known = ((downsample(pair.fixed_lungs) > 0.5) & seen).float()
+    volume = pair.affine.determinant * jacobian_determinant(displacement, grid)[None]
+    return Evidence(features(apart, volume, known), known, grid)
+
+
+def error_of(pair: Prepared, moving: Subject, result: Refined, model: ErrorModel) -> ExpectedError:
+    """The expected error of a result. ValueError if there is no second field."""
+    found = evidence(pair, moving, result)
+    return expected_error(found.features, found.known, found.grid, model)
 
 
 def estimate(
     pair: Prepared, moving: Subject, result: Refined, model: ErrorModel, report: Report
 ) -> ExpectedError | None:
-    """`error_of`, with its figures and warnings in ``report``. None if only one direction was registered."""
+    """`error_of`, with its figures and warnings in ``report``. None if there is no second field."""
     if result.inconsistency_mm is None:
         return None
     expected = error_of(pair, moving, result, model)
@@ -227,7 +225,7 @@ def checked_transform(pair: Prepared, moving: Subject, result: Refined, report: 
 
 
 def inconsistency(pair: Prepared, result: Refined) -> dict[str, float]:
-    """Mean and 95th percentile (mm) of the distance between both directions in the lungs; empty for one direction."""
+    """Mean and 95th percentile (mm) in the lungs of the distance between both fields; empty if there is only one."""
     if result.inconsistency_mm is None:
         return {}
     lungs = resample(pair.fixed_lungs, pair.grid, result.grid) > 0.5

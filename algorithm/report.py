@@ -19,6 +19,7 @@ STAGES = {
     "keypoints": "Finding corresponding points",
     "minimise": "Minimising the objective",
     "refine": "Refinement for this pair",
+    "second opinion": "Comparing with a refinement",
     "unfold": "Repairing foldings",
     "quality": "Measuring the quality",
     "check": "Checking the field for folding",

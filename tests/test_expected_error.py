@@ -1,6 +1,7 @@
 """The expected error: its formula, where it speaks, what it warns of, and how it is fitted."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,48 +19,52 @@ from algorithm.cascade.weights import load_cascade, save_cascade, save_errors
 from algorithm.errors import InputError
 from algorithm.fields.expected_error import ErrorModel, ErrorModels, ExpectedError, expected_error, features, warnings
 from algorithm.files.images import Image
-from algorithm.geometry import Affine, Grid, invert, with_affine
+from algorithm.geometry import Affine, Grid, with_affine
 from algorithm.lungs import LungMask
 from algorithm.preparation.prepare import Prepared
 from algorithm.preparation.subject import Subject
 from algorithm.refinement.refine import FAST, Refined, RefineSettings
-from algorithm.registration import second_opinion
+from algorithm.registration import evidence
 from tests.support.made_up_results import MODEL
 from tests.support.running import call_main, results
 from tests.support.strategies import smooth_field
-from training.expected_error import Drawn, carried, cut, fitted, simulated_subject
+from training.expected_error import Drawn, carried, cut, fitted, judged, left_out, simulated_subject, summary
 
 GRID = Grid((12, 10, 8), (4.0, 4.0, 4.0))
 
 
-def drawn(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Distances of both directions (mm), and where they count."""
+def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Distances of the two fields (mm), changes of volume, and where they count."""
     generator = torch.Generator().manual_seed(seed)
-    apart = 3 * torch.rand(1, 1, *GRID.shape, generator=generator)
-    return apart, (torch.rand(1, 1, *GRID.shape, generator=generator) > 0.4).float()
+    apart, volume, known = (torch.rand(1, 1, *GRID.shape, generator=generator) for _ in range(3))
+    return 3 * apart, 1.5 * volume - 0.1, (known > 0.4).float()
 
 
 def test_it_is_the_formula_of_the_module() -> None:
-    apart, known = drawn()
-    found = expected_error(apart, known, GRID, MODEL)
-    d, w = apart[0, 0].double().numpy(), known[0, 0].double().numpy()
-    sums = [ndimage.generic_filter(v, np.sum, size=5, mode="constant") for v in (d * w, w)]
-    around, lungs = sums[0] / sums[1], (d * w).sum() / w.sum()
-    wanted = np.exp(-0.2) * (around + 0.1) ** 0.9 * (lungs + 0.1) ** 0.4 - 0.1
-    np.testing.assert_allclose(found.mm[0, 0].numpy()[w > 0], wanted[w > 0], rtol=1e-4)
+    apart, volume, known = drawn()
+    found = expected_error(features(apart, volume, known), known, GRID, MODEL)
+    d, j, w = (v[0, 0].double().numpy() for v in (apart, volume.clamp(min=0), known))
+    sums = [ndimage.generic_filter(v, np.sum, size=5, mode="constant") for v in (d * w, j * w, w)]
+    wanted = np.exp(-0.2) * (sums[0] / sums[2] + 0.1) ** 0.9 * (sums[1] / sums[2] + 0.1) ** -0.4 - 0.1
+    np.testing.assert_allclose(found.mm[0, 0].numpy()[w > 0], wanted[w > 0].clip(0), rtol=1e-4, atol=1e-5)
     assert not found.mm[known == 0].any()
 
 
 def test_what_is_not_known_says_nothing_of_its_neighbours() -> None:
-    apart, known = drawn()
-    other = torch.where(known > 0, apart, 1000.0)
-    torch.testing.assert_close(features(other, known)[:, known[0, 0] > 0], features(apart, known)[:, known[0, 0] > 0])
+    apart, volume, known = drawn()
+    others = (torch.where(known > 0, v, 1000.0) for v in (apart, volume))
+    there = known[0, 0] > 0
+    torch.testing.assert_close(features(*others, known)[:, there], features(apart, volume, known)[:, there])
 
 
-def test_farther_apart_is_more_error() -> None:
-    apart, known = drawn()
-    less, more = (expected_error(f * apart, known, GRID, MODEL).figures()["mean_mm"] for f in (1.0, 2.0))
-    assert less is not None and more is not None and 1.5 * less < more
+@pytest.mark.parametrize(("distance", "volume"), [(2.0, 1.0), (1.0, 0.5)])
+def test_farther_apart_or_smaller_is_more_error(distance: float, volume: float) -> None:
+    apart, j, known = drawn()
+    less, more = (
+        expected_error(features(f * apart, v * j, known), known, GRID, MODEL).figures()["mean_mm"]
+        for f, v in ((1.0, 1.0), (distance, volume))
+    )
+    assert less is not None and more is not None and 1.15 * less < more
 
 
 def test_on_another_grid_it_ends_where_the_lungs_end() -> None:
@@ -84,7 +89,7 @@ def test_figures_are_those_of_the_known() -> None:
     assert set(nothing.values()) == {None} and not warnings(nothing)
 
 
-@pytest.mark.parametrize(("mean", "share", "warned"), [(1.0, 0.02, False), (2.1, 0.02, True), (1.0, 0.08, True)])
+@pytest.mark.parametrize(("mean", "share", "warned"), [(1.9, 0.025, False), (2.1, 0.02, True), (1.0, 0.035, True)])
 def test_a_large_error_is_warned_of(mean: float, share: float, warned: bool) -> None:
     said = warnings({"mean_mm": mean, "p95_mm": 3.0, "share_above_3mm": share})
     assert bool(said) == warned
@@ -97,7 +102,29 @@ def test_the_fit_finds_the_model_that_made_the_errors() -> None:
     mean = np.exp(-0.5 + 0.8 * x[:, 0] + 0.3 * x[:, 1])
     error = (mean * chance.gamma(2.0, 0.5, len(x)) - 0.1).astype(np.float32)
     found = fitted([(x[:9000], error[:9000]), (x[9000:], error[9000:])])
-    assert (found.constant, found.around, found.lungs) == pytest.approx((-0.5, 0.8, 0.3), abs=0.03)
+    assert (found.constant, found.around, found.volume) == pytest.approx((-0.5, 0.8, 0.3), abs=0.03)
+
+
+def test_what_is_left_out_is_judged_by_the_others() -> None:
+    """Two kinds of pairs, with errors of once and twice the distance: each is judged by the other's model."""
+    chance = np.random.default_rng(0)
+    x = chance.normal(1.0, 0.5, size=(3000, 2)).astype(np.float32)
+    once, twice = ([(x, (f * np.exp(x[:, 0]) - 0.1).astype(np.float32))] for f in (1.0, 2.0))
+    found = left_out([once, twice])
+    np.testing.assert_allclose(found.expected_mm / found.true_mm, [2.0, 0.5], rtol=0.1)
+    told = summary(found)
+    assert told["results"] == 2 and told["within 30 %"] == 0
+    assert (told["least"], told["most"]) == pytest.approx((0.5, 2.0), rel=0.1)
+
+
+def test_an_expected_error_is_judged_by_the_true_one() -> None:
+    error = np.array([0.5, 1.0, 4.0, 5.0])
+    found = judged(np.array([0.5, 1.5, 1.0, 3.0]), error)
+    assert (found["expected_mm"], found["true_mm"]) == (1.5, 2.625)
+    assert found["auroc_3mm"] == 0.75  # of four comparisons, 1.5 with 1.0 is wrong
+    assert found["within_2mm_as_said"] == pytest.approx(2 / 3)
+    assert math.isnan(judged(error, np.full(4, 0.5))["auroc_3mm"])
+    assert all(map(math.isnan, judged(error[:0], error[:0]).values()))
 
 
 def test_few_large_failures_do_not_decide_for_all() -> None:
@@ -107,7 +134,7 @@ def test_few_large_failures_do_not_decide_for_all() -> None:
     ratios = [0.5] * 9 + [6.0]
     results = [(d, (r * np.exp(d[:, 0]) - 0.1).astype(np.float32)) for d, r in zip(x, ratios, strict=True)]
     found = fitted(results)
-    mean = [np.exp(found.constant + found.around * d[:, 0] + found.lungs * d[:, 1]).mean() for d in x]
+    mean = [np.exp(found.constant + found.around * d[:, 0] + found.volume * d[:, 1]).mean() for d in x]
     assert np.median([m / np.exp(d[:, 0]).mean() for m, d in zip(mean, x, strict=True)]) == pytest.approx(0.5, rel=0.25)
 
 
@@ -139,42 +166,51 @@ def test_a_cut_scan_keeps_its_voxels_in_their_places(seed: int) -> None:
     assert part.image.grid == part.lungs.grid and 0.5 <= part.image.voxels.numel() / scan.image.voxels.numel() <= 1
 
 
-class Told(Cascade):
-    """Whatever it is shown, the field is the same."""
-
-    def __init__(self, field: Tensor, factors: tuple[int, ...]) -> None:
-        super().__init__(CascadeSettings((4, 8), factors, (16, 16, 16), (1,) * len(factors)))
-        self.field, self.asked = field, []
-
-    def forward(self, fixed, grid, moving, moving_grid, levels=None, reduction=1):  # type: ignore[no-untyped-def]
-        self.asked = [fixed, grid, moving, moving_grid, levels, reduction]
-        return self.field, grid
-
-
-def test_the_second_opinion_is_the_inverse_of_the_other_direction() -> None:
+def test_the_evidence_is_measured_where_both_scans_show_the_lungs() -> None:
+    """A field x ↦ 0.8 x after an affine map of half the volume; half of the result is outside the moving scan."""
     grid = Grid((16, 16, 16), (3.0, 3.0, 3.0))
-    fixed, moving = (torch.rand(1, 1, *shape) for shape in (grid.shape, grid.padded(4).shape))
-    pair = Prepared(fixed, fixed, grid, moving, moving, grid.padded(4), Affine())
-    half = pair.halved()
-    field = smooth_field(half.grid, 2.0, torch.Generator().manual_seed(1))
-    networks = Told(field, (4, 2, 1))
-    found = second_opinion(pair, networks)
-    assert found is not None
-    torch.testing.assert_close(found, invert(field, half.grid, half.grid))
-    assert torch.equal(networks.asked[2], half.fixed)  # the fixed image is the one that moves
-    torch.testing.assert_close(networks.asked[0], half.moving[:, :, 2:-2, 2:-2, 2:-2])
-    assert networks.asked[4:] == [2, 2]
-    assert second_opinion(pair, Told(field, (1,))) is None
+    ones = torch.ones(1, 1, *grid.shape)
+    pair = Prepared(ones, ones, grid, ones, ones, grid, Affine.from_arrays(np.diag([0.5, 1.0, 1.0]), np.zeros(3)))
+    field = torch.from_numpy(-0.2 * 3.0 * np.indices(grid.shape)[None, ::-1].copy()).float()
+    scan = Subject(Image(ones, grid.cropped((0, 0, 0), (16, 16, 6)), Path("a")), LungMask(ones > 0, grid))
+    found = evidence(pair, scan, Refined(field, grid, 2 * ones))
+    assert found.grid == grid.coarsened()
+    assert found.known[:, :, :4].all() and not found.known[:, :, 4:].any()
+    there = found.features[:, found.known[0, 0] > 0]
+    torch.testing.assert_close(there[0], torch.full_like(there[0], math.log(2.1)))
+    torch.testing.assert_close(there[1], torch.full_like(there[1], math.log(0.8**3 / 2 + 0.1)))
+    with pytest.raises(ValueError, match="second field"):
+        evidence(pair, scan, Refined(field, grid, None))
+
+
+def test_the_second_opinion_leaves_the_field_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The distance is from the field of a refinement that starts at the cascade's."""
+    grid = Grid((16, 16, 16), (3.0, 3.0, 3.0))
+    ones = torch.ones(1, 1, *grid.shape)
+    pair = Prepared(ones, ones, grid, ones, ones, grid, Affine())
+    scan = Subject(Image(ones, grid, Path("a")), LungMask(ones > 0, grid))
+    field, other = (smooth_field(grid, 2.0, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    asked: list[Any] = []
+
+    def refine(*arguments: Any) -> Refined:
+        asked.extend(arguments)
+        return Refined(other, grid, None)
+
+    monkeypatch.setattr(registration, "refine", refine)
+    found = registration.doubted(scan, scan, pair, Refined(field, grid, None), torch.device("cpu"))
+    assert torch.equal(found.displacement, field) and found.inconsistency_mm is not None
+    torch.testing.assert_close(found.inconsistency_mm, (field - other).norm(dim=1, keepdim=True))
+    assert torch.equal(asked[3], field) and asked[5] == FAST
 
 
 def test_models_are_kept_in_the_manifest(tmp_path: Path) -> None:
     save_cascade(tmp_path, Cascade(CascadeSettings((4, 8), (2, 1), (16, 16, 16), (1, 1))), {})
     assert load_cascade(tmp_path).errors is None
-    models = ErrorModels(MODEL, ErrorModel(0.1, 1.0, 0.5))
+    models = ErrorModels(MODEL, ErrorModel(0.1, 1.0, -0.5))
     save_errors(tmp_path, models, {"pairs": 3})
     assert load_cascade(tmp_path).errors == models
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    del manifest["expected_error"]["refined"]["lungs"]
+    del manifest["expected_error"]["refined"]["volume"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="expected_error"):
         load_cascade(tmp_path)

@@ -297,7 +297,7 @@ def test_two_runs_at_once_into_one_folder_leave_the_whole_of_the_last(
 ) -> None:
     output = tmp_path / "out"
     first = Running(tmp_path / "first", options(output), Fault("warped_slabs", tmp_path / "go")).until("paused")
-    second = Running(tmp_path / "second", options(output, "other")).until("[6/10] Measuring the quality ...")
+    second = Running(tmp_path / "second", options(output, "other")).until("[7/11] Measuring the quality ...")
     time.sleep(1.0)  # it wants to write now
     (tmp_path / "go").touch()
     assert (first.ended(), second.ended()) == (0, 0), first.said() + second.said()

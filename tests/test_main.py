@@ -211,7 +211,7 @@ def test_runs_as_a_command_from_another_folder_without_a_home(
     command.append("--refine=off")
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "[1/11] Reading the scans ...\n" in done.stdout and "[11/11] Making the page to look at: " in done.stdout
+    assert "[1/12] Reading the scans ...\n" in done.stdout and "[12/12] Making the page to look at: " in done.stdout
     assert "Done: moving.mha is registered to fixed.mha" in done.stdout and "out/report.html" in done.stdout
     assert files_below(tmp_path / "out") == expected_files("fixed") | {"report.html"}
     # the full pre-alignment against the coarse one

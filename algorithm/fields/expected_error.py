@@ -1,14 +1,13 @@
 """Expected error of a field, in mm at every position in the lungs, estimated without the true field.
 
-Both directions are registered separately, so their errors differ, and their distance shows how large the errors are.
-With d the distance (mm) of the forward field from the inverse of the backward field, and e the error,
+The pair is registered a second time, in another way, and the distance of the two fields shows how large the errors are.
+With d this distance (mm), J the change of volume by the transform (its Jacobian determinant), and e the error,
 
-    E[e] + c = exp(w₀) (d around + c)^w₁ (d in the lungs + c)^w₂,    c = 0.1 mm,
+    E[e] + c = exp(w₀) (d around + c)^w₁ (J around + 0.1)^w₂,    c = 0.1 mm,
 
-where "d around" is the mean over `AROUND`³ voxels (some 2 cm) and "d in the lungs" the mean over the lungs. w₀, w₁ and
-w₂ come with the weights; `training.expected_error` fits them on simulated pairs, whose field is known exactly. Other
-features were tried and did not improve the estimate on real pairs: d at the voxel, the fit of the images, structure,
-the field's derivatives, the distance from the pleura.
+where "around" is the mean over `AROUND`³ voxels, some 2 cm. The error is larger where the lungs collapse: there the
+density changes as well. w₀, w₁ and w₂ come with the weights; `training.expected_error` fits them on simulated pairs,
+whose field is known exactly. Measured, also with other features: docs/trust.md.
 
 There is no estimate outside the lungs, nor where the moving image does not show them.
 """
@@ -27,13 +26,15 @@ from ..objective.local_correlation import box_sum
 
 OFFSET_MM = 0.1
 """c."""
+LEAST_VOLUME = 0.1
+"""Added to J."""
 AROUND = 5
 """Window in voxels of the network grid at half its resolution."""
 MOST_MM = 60.0
 """Maximum of the estimate."""
 LARGE_MM = 3.0
 MOST_MEAN_MM = 2.0
-MOST_LARGE = 0.06
+MOST_LARGE = 0.03
 """A larger mean, or a larger share of the lungs above `LARGE_MM`, gives a warning. Measured: docs/trust.md."""
 LEAST_SHARE = 0.5
 """Minimum weighted share of the voxels around a position that must have an estimate."""
@@ -47,23 +48,27 @@ class ErrorModel:
 
     constant: float
     around: float
-    lungs: float
+    volume: float
 
     def __call__(self, features: Float[Tensor, "2 z y x"]) -> Float[Tensor, "z y x"]:
         """The expected error in mm."""
-        weights = torch.tensor([self.around, self.lungs], dtype=features.dtype)
+        weights = torch.tensor([self.around, self.volume], dtype=features.dtype)
         logarithm: Tensor = self.constant + torch.tensordot(weights, features, 1)
         return (logarithm.exp() - OFFSET_MM).clamp(0, MOST_MM)
 
 
 @dataclass(frozen=True)
 class ErrorModels:
-    """One model for each kind of backward registration."""
+    """One model for each kind of second registration."""
 
     cascade: ErrorModel
-    """``--refine off``: the backward direction is that of the cascade at half the resolution."""
+    """``--refine off``: d is the distance from the refined field."""
     refined: ErrorModel
-    """``--refine fast`` and ``full``: both directions are refined."""
+    """``--refine fast`` and ``full``: d is the distance of the forward field from the inverse of the backward field."""
+
+    def of(self, refinement: str) -> ErrorModel:
+        """The model for a value of ``--refine``."""
+        return self.cascade if refinement == "off" else self.refined
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ErrorModels":
@@ -117,20 +122,19 @@ class ExpectedError:
 
 
 def expected_error(
-    disagreement_mm: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"], grid: Grid, model: ErrorModel
+    features: Float[Tensor, "2 z y x"], known: Float[Tensor, "1 1 z y x"], grid: Grid, model: ErrorModel
 ) -> ExpectedError:
-    """The estimate from the distance of both directions. ``known`` is 1 in the lungs that the moving image shows."""
-    return ExpectedError(model(features(disagreement_mm, known))[None, None] * known, known, grid)
+    """The estimate from the `features`. ``known`` is 1 in the lungs that the moving image shows, else 0."""
+    return ExpectedError(model(features)[None, None] * known, known, grid)
 
 
 def features(
-    disagreement_mm: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"]
+    distance_mm: Float[Tensor, "1 1 z y x"], volume: Float[Tensor, "1 1 z y x"], known: Float[Tensor, "1 1 z y x"]
 ) -> Float[Tensor, "2 z y x"]:
-    """log(d around + c) and log(d in the lungs + c)."""
-    counted = disagreement_mm * known
-    around = box_sum(counted, AROUND) / box_sum(known, AROUND).clamp(min=1)
-    everywhere = (counted.sum() / known.sum().clamp(min=1)).expand_as(counted)
-    return (torch.cat([around, everywhere], dim=1)[0] + OFFSET_MM).log()
+    """log(d around + c) and log(J around + 0.1); only known voxels count. A J below 0 (folded) counts as 0."""
+    number = box_sum(known, AROUND).clamp(min=1)
+    around = box_sum(torch.cat([distance_mm, volume.clamp(min=0)], dim=1) * known, AROUND)[0] / number[0]
+    return (around + torch.tensor([OFFSET_MM, LEAST_VOLUME]).reshape(2, 1, 1, 1)).log()
 
 
 def warnings(figures: dict[str, float | None]) -> list[str]:

@@ -8,7 +8,7 @@ curvature, volume_change     R (1/mm²) and V of the field, in the fixed lungs
 mask_distance                B of the lung masks, over the grid                                        0 to 0.5
 lung_dice                    overlap of the lung masks                                                 0 to 1
 outside_field_of_view        share of the fixed lungs that the transform puts outside the moving image
-inconsistency_mm             only after: distance between the fields of both directions, mean over the fixed lungs
+inconsistency_mm             only after: distance from the pair's second registration, mean over the fixed lungs
 inconsistency_p95_mm         and its 95th percentile
 """
 

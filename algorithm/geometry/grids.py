@@ -120,9 +120,14 @@ class Affine:
         mapped: np.ndarray = np.asarray(points, dtype=np.float64) @ np.array(self.matrix).T + np.array(self.offset)
         return mapped
 
+    @property
+    def determinant(self) -> float:
+        """The change of volume."""
+        return float(np.linalg.det(np.array(self.matrix)))
+
     def inverse(self) -> "Affine":
         """The inverse map; ValueError when the matrix is singular."""
-        if abs(np.linalg.det(np.array(self.matrix))) < 1e-9:
+        if abs(self.determinant) < 1e-9:
             raise ValueError(f"affine matrix {self.matrix} is singular")
         inverse = np.linalg.inv(np.array(self.matrix))
         return type(self).from_arrays(inverse, -inverse @ np.array(self.offset))

@@ -23,7 +23,7 @@ MEASURED = {
     "ngf_distance": ("Edges that do not match (0 to 1)", 1.0, 3),
     "local_correlation_distance": ("Textures that do not match (0 to 1)", 1.0, 3),
     "outside_field_of_view": ("Fixed lungs outside the moving scan (%)", 100.0, 1),
-    "inconsistency_mm": ("Distance between forward and backward registration (mm, mean)", 1.0, 2),
+    "inconsistency_mm": ("Distance from the second registration (mm, mean)", 1.0, 2),
     "inconsistency_p95_mm": ("The same, 95th percentile (mm)", 1.0, 2),
 }
 """For each measure of quality in results.json: its description, a factor, and the digits after the point."""

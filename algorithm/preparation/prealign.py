@@ -57,7 +57,7 @@ def prealign(fixed: Scan, moving: Scan, settings: PrealignSettings = PrealignSet
     best = _settled(coarse_fixed, coarse_moving, best, value, settings)
     log.debug("pre-alignment: from %s, objective %.4f", name, value)
     affine = _improved(fixed, moving, best, settings)
-    if np.linalg.det(np.array(affine.matrix)) < LEAST_AFFINE_DETERMINANT:
+    if affine.determinant < LEAST_AFFINE_DETERMINANT:
         raise InputError("the pre-alignment collapsed the lungs, expected two scans of the same lungs")
     return affine
 

@@ -139,7 +139,7 @@ class Refined(NamedTuple):
     """u in mm on ``grid``: x ↦ affine(x + u(x))."""
     grid: Grid
     inconsistency_mm: Float[Tensor, "1 1 z y x"] | None
-    """Distance between the fields of both directions; None if only one was minimised."""
+    """Distance from a second registration of the pair, here of the other direction; None if there was only one."""
 
 
 FAST = RefineSettings(steps=(20, 8))

@@ -71,8 +71,7 @@ class Result:
         """The ratio of the volume in the moving scan to that in the fixed one, around points of the fixed scan."""
         transform = self.transform
         matrices = at_points(torch.from_numpy(np.asarray(fixed_mm)), *self._slope).double().reshape(-1, 3, 3)
-        linear = torch.tensor(transform.affine.matrix, dtype=torch.float64)
-        found: np.ndarray = (torch.linalg.det(matrices) * torch.linalg.det(linear)).numpy()
+        found: np.ndarray = torch.linalg.det(matrices).numpy() * transform.affine.determinant
         return found
 
     def in_lungs(self, points_mm: Float[np.ndarray, "p 3"], of: Scan) -> Bool[np.ndarray, " p"] | None:

@@ -61,7 +61,7 @@ def rising(grid: Grid) -> ExpectedError:
 
 
 EXPECTED = rising(FIXED_LUNGS.grid.coarsened(2))
-MODEL = ErrorModel(constant=-0.2, around=0.9, lungs=0.4)
+MODEL = ErrorModel(constant=-0.2, around=0.9, volume=-0.4)
 
 
 def write_result(folder: Path, transform: Transform = WAVY, expected: ExpectedError | None = EXPECTED) -> Path:
