@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from .errors import InputError, first_line, gpu_unusable, out_of_memory
-from .report import Report
+from .report import NO_GPU, Report
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ def choose_device(option: str, report: Report) -> torch.device:
         return torch.device("cuda")
     if option == "cuda":
         raise InputError(f"--device cuda: {trouble}, expected a GPU that this PyTorch can use (or --device cpu)")
-    report.warn(f"No GPU: running on the CPU ({trouble}).")
+    report.warn(f"{NO_GPU} ({trouble}).")
     return torch.device("cpu")
 
 

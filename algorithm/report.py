@@ -34,6 +34,15 @@ STAGES = {
 }
 """The steps of a run: their names in the timings of results.json, and their names for people."""
 
+NO_GPU = "No GPU: running on the CPU"
+"""The begin of the warning of a run that looked for a GPU in vain."""
+
+
+def of_the_result(warnings: Sequence[str]) -> list[str]:
+    """The warnings without the one that there is no GPU, which every run on a CPU has and which says nothing of the
+    result."""
+    return [sentence for sentence in warnings if not sentence.startswith(NO_GPU)]
+
 
 class Report:
     """Collects values, timings and warnings during a run.

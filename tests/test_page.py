@@ -18,7 +18,7 @@ from algorithm.pages.page import registration_page
 from algorithm.pages.pictures import arrows
 from algorithm.pages.view import AXIS, ExpectedError, Pair, flat, seen, slice_view, volume_view
 from algorithm.preparation.subject import Subject
-from algorithm.report import Report
+from algorithm.report import NO_GPU, Report
 from algorithm.results.ownership import PAGE_MARK, is_own_page
 from algorithm.results.summary import figures, in_words
 from phantom.pair import PhantomPair
@@ -153,6 +153,14 @@ def test_page_loads_nothing_and_runs_only_its_scripts(pair: Pair) -> None:
     addresses = [v for _, a in page.tags for k, v in a.items() if k in ("src", "href", "srcset", "action", "data")]
     assert addresses and all(v is not None and v.startswith(("data:image/jpeg", "#")) for v in addresses)
     assert not re.search(r"https?://", text) and "@import" not in text and "url(" not in text
+
+
+def test_that_there_is_no_gpu_is_no_reason_to_doubt_the_result(pair: Pair) -> None:
+    no_gpu = f"{NO_GPU} (there is none)."
+    for warnings, doubted in (([no_gpu], False), ([no_gpu, "It folds."], True)):
+        text = Reader(registration_page(pair, said(pair) | {"warnings": warnings})).text
+        assert ("No warnings" in text) != doubted == ("It folds." in text)
+        assert "No GPU" not in text
 
 
 def test_names_and_warnings_cannot_break_the_page(pair: Pair) -> None:

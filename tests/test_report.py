@@ -20,7 +20,7 @@ from algorithm import __version__
 from algorithm.cascade.weights import FILE
 from algorithm.devices import choose_device
 from algorithm.errors import Progress
-from algorithm.report import Report
+from algorithm.report import Report, of_the_result
 from algorithm.results.texts import write_results
 from tests.support.pretended_gpu import pretended_gpu
 from tests.support.running import call_main, pair_options, results
@@ -83,6 +83,7 @@ def test_device(monkeypatch: pytest.MonkeyPatch, option: str, gpu: bool, device:
     with pretended_gpu() if gpu else nullcontext():
         assert choose_device(option, report) == torch.device(device)
     assert ("No GPU" in " ".join(report.to_dict()["warnings"])) == warns
+    assert of_the_result([*report.to_dict()["warnings"], "The field folds."]) == ["The field folds."]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..report import of_the_result
 from .done import file_state, key, pair_folder, read_outcome
 from .settings import STEPS, Settings
 from .steps import concerns
@@ -21,7 +22,7 @@ def figures_of(rows: Sequence[Row], out: Path, settings: Settings) -> list[Figur
     """The figures of each pair, in the order of the table, under names with dots (``quality.after.lung_dice``).
 
     First come ``subject``; ``status``: done, failed or not done; ``step`` and ``error``, the step that failed and the
-    reason; ``warnings``, their number, and ``warning``, all of them in one text.
+    reason; ``warnings``, the number of those of the result, and ``warning``, all of these in one text.
     """
     state = functools.cache(file_state)
     return [_figures(row, out, settings, state) for row in rows]
@@ -30,7 +31,7 @@ def figures_of(rows: Sequence[Row], out: Path, settings: Settings) -> list[Figur
 def _figures(row: Row, out: Path, settings: Settings, state: Callable[[Path], Any]) -> Figures:
     status, step, error, measured = _status(row, out, settings, state)
     results = {} if step in ("check", "register") or status == "not done" else _results(out, row.subject)
-    said = [str(sentence) for sentence in results.get("warnings", [])]
+    said = of_the_result([str(sentence) for sentence in results.get("warnings", [])])
     head: Figures = {"subject": row.subject, "status": status, "step": step, "error": error}
     head |= {"warnings": len(said) if results else None, "warning": " ".join(said)}
     return head | dict(_flat(results)) | dict(_flat(measured))

@@ -13,7 +13,7 @@ from resultpages import render
 from resultpages.viewer import LICENCE, PARTS, VERSION, library
 
 from ..preparation.subject import Subject
-from ..report import STAGES
+from ..report import STAGES, of_the_result
 from ..results.summary import error_in_words
 from .pictures import colour_bars, histograms, plane_shown, scales_for, viewer_bars, viewer_layers
 from .view import AXIS, Pair, fullest, slice_view, volume_view
@@ -56,7 +56,7 @@ def registration_page(pair: Pair, results: dict[str, Any], mark: str = "") -> st
         fixed=fixed,
         moving=moving,
         version=results["version"],
-        warnings=results["warnings"],
+        warnings=of_the_result(results["warnings"]),
         cards=_cards(pair, results),
         scans=_scans(pair.fixed, pair.moving),
         before_text=_before(pair),

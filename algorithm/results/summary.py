@@ -9,6 +9,7 @@ from torch import Tensor
 from ..fields.transform import Transform
 from ..geometry import lengths, resample
 from ..preparation.subject import Subject
+from ..report import of_the_result
 from .outputs import Outputs
 
 ERROR_MM = 3.0
@@ -35,7 +36,7 @@ def motion(fixed: Subject, transform: Transform) -> dict[str, float]:
 
 def in_words(results: dict[str, Any], outputs: Outputs) -> list[str]:
     """The most important figures of a finished run, line by line. ``results`` is the content of results.json."""
-    seconds, warnings = results["timings_s"]["total"], len(results["warnings"])
+    seconds, warnings = results["timings_s"]["total"], len(of_the_result(results["warnings"]))
     fixed, moving = (results.get(role, f"the {role} scan") for role in ("fixed", "moving"))
     lines = [f"Done: {moving} is registered to {fixed}, in {seconds:.0f} s."]
     facts = {
