@@ -17,7 +17,7 @@ from algorithm.files.images import Image, read_field, read_image
 from algorithm.files.writing import write_image
 from algorithm.geometry import Affine, Grid, displacement_at
 from algorithm.preparation.prepare import prepare
-from algorithm.preparation.subject import Subject, find_lungs, given_lungs
+from algorithm.preparation.subject import Subject, find_both_lungs, find_lungs, given_lungs
 from phantom.__main__ import write_pair
 from phantom.pair import PhantomPair, PhantomSettings, chest_grid, make_pair
 from tests.support.running import pair_options, results
@@ -110,6 +110,31 @@ def test_a_mask_that_does_not_end_where_the_lungs_do_is_doubted(
     write_image(tmp_path / "a.mha", lungs.byte(), grid)
     remarks = find_lungs(scan, tmp_path / "a.mha").image.remarks
     assert len([r for r in remarks if "of the mask's border lies where the lungs end in" in r]) == doubts
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving", "single"),
+    [
+        ("one", None, "fixed"),
+        (None, "one", "moving"),
+        ("one", "one", None),
+        ("both", None, None),
+        (None, None, None),
+    ],
+)
+def test_a_mask_of_one_lung_of_two_is_doubted(
+    tmp_path: Path, scan: Image, lungs: Tensor, fixed: str | None, moving: str | None, single: str | None
+) -> None:
+    half = lungs.clone()
+    half[..., : lungs.shape[-1] // 2] = False
+    for name, mask in (("one", half), ("both", lungs)):
+        write_image(tmp_path / f"{name}.mha", mask.byte(), scan.grid)
+    paths = (name and tmp_path / f"{name}.mha" for name in (fixed, moving))
+    masks = dict(zip(("fixed_mask", "moving_mask"), paths, strict=True))
+    found = find_both_lungs(fixed=scan, moving=scan, **masks)
+    remarks = [r for subject in found for r in subject.image.remarks if "One lung in the" in r]
+    assert len(remarks) == (single is not None)
+    assert all(f"One lung in the {single} scan, two in the" in r for r in remarks)
 
 
 @pytest.mark.parametrize("hu", [-700, -400, 0])

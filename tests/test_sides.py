@@ -9,7 +9,7 @@ import torch
 
 from algorithm.geometry import Grid, canonical_axes, restored
 from algorithm.lungs import LungMask
-from algorithm.lungs.sides import LEFT, RIGHT, UNKNOWN, left_and_right
+from algorithm.lungs.sides import LEFT, RIGHT, UNKNOWN, is_one_lung, left_and_right
 from tests.support.made_up_results import FIXED, FIXED_LUNGS, write_result
 from tests.support.running import lungreg
 
@@ -42,6 +42,21 @@ def test_the_right_lung_is_the_one_at_smaller_x(bridge: bool, flipped: bool) -> 
     found = labels[tuple(index.T)]
     assert set(found[x < -12]) == {RIGHT} and set(found[x > 18]) == {LEFT}
     assert ((labels > 0) == lungs.mask[0, 0].numpy()).all()
+
+
+@pytest.mark.parametrize("bridge", [False, True])
+def test_lungs_are_counted(bridge: bool) -> None:
+    lungs = two_lungs(bridge)
+    assert not is_one_lung(lungs)
+    lungs.mask[..., 30:] = False
+    assert is_one_lung(lungs)
+
+
+def test_a_thin_gap_between_lobes_makes_no_second_lung() -> None:
+    lungs = two_lungs(False, GRID.resized((180, 120, 150)))
+    lungs.mask[..., 90:] = False
+    lungs.mask[:, :, 75] = False  # 1 mm
+    assert is_one_lung(lungs)
 
 
 def test_a_single_lung_is_not_cut_in_two() -> None:

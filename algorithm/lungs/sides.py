@@ -6,6 +6,7 @@ from jaxtyping import UInt8
 from scipy import ndimage
 from torch import Tensor
 
+from ..geometry import resample
 from .mask import LungMask
 
 RIGHT, LEFT, UNKNOWN = 1, 2, 3
@@ -14,6 +15,8 @@ STEP_MM, MOST_MM = 2.5, 15.0
 """Step and maximum of the erosion that splits the mask."""
 SMALLER = 0.15
 """Smallest share of the whole that counts as a lung."""
+COUNT_MM = 3.0
+"""Voxels in which lungs are counted."""
 
 
 def left_and_right(lungs: LungMask) -> UInt8[Tensor, "1 1 z y x"]:
@@ -33,6 +36,15 @@ def left_and_right(lungs: LungMask) -> UInt8[Tensor, "1 1 z y x"]:
             labels = _nearest(lungs, parts, int(first), int(second))
             break
     return torch.from_numpy(labels)[None, None]
+
+
+def is_one_lung(lungs: LungMask) -> bool:
+    """Whether a mask has only one large part, also when it is eroded; at about `COUNT_MM`, which is fast."""
+    grid = lungs.grid
+    x, y, z = (max(1, round(extent / COUNT_MM)) for extent in grid.extent_mm)
+    coarse = grid.resized((x, y, z))
+    mask = resample(lungs.mask.float(), grid, coarse) > 0.5
+    return bool((left_and_right(LungMask(mask, coarse)) == UNKNOWN).any())
 
 
 def _nearest(lungs: LungMask, parts: np.ndarray, first: int, second: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..files.images import Image, canonical, read_mask
 from ..geometry import validity
 from ..lungs import LungMask, crop_grid, lung_mask
+from ..lungs.sides import is_one_lung
 from ..threads import Pool
 from .intensities import in_hounsfield_units
 
@@ -144,8 +145,14 @@ def find_both_lungs(
 ) -> tuple[Subject, Subject]:
     """`find_lungs` of both scans in parallel: most of the work releases Python's lock.
 
-    If both scans are bad, the error is that of the fixed one.
+    If both scans are bad, the error is that of the fixed one. If one scan has one lung and the other has two, and there
+    is a mask, the fixed image gets a remark.
     """
     with Pool(1) as pool:
         other = pool.submit(find_lungs, moving, moving_mask)
-        return find_lungs(fixed, fixed_mask), other.result()
+        found, there = find_lungs(fixed, fixed_mask), other.result()
+    if (fixed_mask or moving_mask) and (one := is_one_lung(found.lungs)) != is_one_lung(there.lungs):
+        single, both = ("fixed", "moving") if one else ("moving", "fixed")
+        remark = f"One lung in the {single} scan, two in the {both} one: is the mask right? The other lung is left out."
+        found = found._replace(image=replace(found.image, remarks=(*found.image.remarks, remark)))
+    return found, there
