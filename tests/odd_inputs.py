@@ -485,6 +485,11 @@ def aside(image: sitk.Image) -> sitk.Image:
     return image
 
 
+def one_lung(image: sitk.Image) -> sitk.Image:
+    """The left one: lobes 4 and 5."""
+    return image > 3
+
+
 def elsewhere(image: sitk.Image) -> sitk.Image:
     image.SetOrigin((900.0, 250.0, 0.0))
     return image
@@ -732,6 +737,7 @@ TABLE: dict[str, list[OddInput]] = {
         right("of an infant's lungs of 0.2 l, with its scans", infant("", "_lobes")),
         warned("of the tissue around the lungs", mask(around), "the median under the mask is"),
         warned("30 mm aside", mask(aside), "lies where the lungs end"),
+        warned("of one lung", mask(one_lung), "One lung in the fixed scan"),
     ],
     "Pairs": [
         identity("one file for both", same_file),
