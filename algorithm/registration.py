@@ -89,7 +89,7 @@ def register(
             result = on_device(
                 "The second opinion", lambda where: doubted(fixed, moving, pair, found, where), device, report, insist
             )
-    transform = checked_transform(pair, moving, result, report)
+    transform = checked_transform(pair, fixed, moving, result, report)
     if model is None:
         return Registered(transform, None)
     with report.timed("expected error"):
@@ -209,14 +209,14 @@ def fastest(cascade: Cascade, device: torch.device, precision: torch.dtype) -> C
 
 
 @torch.no_grad()
-def checked_transform(pair: Prepared, moving: Subject, result: Refined, report: Report) -> Transform:
+def checked_transform(pair: Prepared, fixed: Subject, moving: Subject, result: Refined, report: Report) -> Transform:
     """Repair the field where it folds, and put its quality figures and warnings into ``report``."""
     with report.timed("unfold"):
         displacement, repaired = unfold(result.displacement.cpu(), result.grid)
     if repaired > MOST_REPAIRED * displacement[0, 0].numel():
         report.warn(f"The field folded and was smoothed at {repaired} of {displacement[0, 0].numel()} voxels.")
     with report.timed("quality"):
-        figures = quality(pair, displacement, result.grid, moving.image.grid)
+        figures = quality(pair, displacement, result.grid, fixed.image.grid, moving.image.grid)
         figures["after"] |= inconsistency(pair, result)
     for sentence in warnings(figures):
         report.warn(sentence)

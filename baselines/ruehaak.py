@@ -74,7 +74,7 @@ def register(
         keypoints = find_pair_keypoints(pair, fixed, start, grid)
     with report.timed("minimise"):
         result = refine(fixed, moving, pair.affine, start, grid, settings, keypoints)
-    return checked_transform(pair, moving, result, report)
+    return checked_transform(pair, fixed, moving, result, report)
 
 
 def main() -> int:

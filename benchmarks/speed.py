@@ -67,7 +67,7 @@ def stages(pair: Path) -> tuple[dict[str, float], Subject, Subject, int]:
     start = clocked("cascade", start)
     refined = refine(fixed, moving, prepared.affine, found.displacement, found.grid, FULL)
     start = clocked("refine", start)
-    transform = checked_transform(prepared, moving, refined, report)
+    transform = checked_transform(prepared, fixed, moving, refined, report)
     start = clocked("unfold, quality", start)
     with tempfile.TemporaryDirectory() as folder:
         outputs = prepare_outputs(Path(folder), "fixed")

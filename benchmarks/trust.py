@@ -137,7 +137,7 @@ def results(trial: Trial, weights: LoadedCascade, refinements: list[str]) -> Ite
         report = Report()
         for remark in (*fixed.image.remarks, *moving.image.remarks):
             report.warn(remark)
-        transform = checked_transform(pair, moving, result, report)
+        transform = checked_transform(pair, fixed, moving, result, report)
         expected = estimate(pair, moving, result, model, report)
         assert expected is not None
         yield Row(trial=trial.name, refine=name) | said(report) | true(trial, transform, expected)
