@@ -1,12 +1,14 @@
 """Left and right lung: split the mask of both."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from jaxtyping import UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from ..geometry import resample
+from ..geometry import resample_image
 from .mask import LungMask
 
 RIGHT, LEFT, UNKNOWN = 1, 2, 3
@@ -41,10 +43,15 @@ def left_and_right(lungs: LungMask) -> UInt8[Tensor, "1 1 z y x"]:
 def is_one_lung(lungs: LungMask) -> bool:
     """Whether a mask has only one large part, also when it is eroded; at about `COUNT_MM`, which is fast."""
     grid = lungs.grid
-    x, y, z = (max(1, round(extent / COUNT_MM)) for extent in grid.extent_mm)
-    coarse = grid.resized((x, y, z))
-    mask = resample(lungs.mask.float(), grid, coarse) > 0.5
-    return bool((left_and_right(LungMask(mask, coarse)) == UNKNOWN).any())
+    sx, sy, sz = (max(1, int(COUNT_MM / 2 / voxel)) for voxel in grid.spacing)
+    mask = lungs.mask[:, :, ::sz, ::sy, ::sx]
+    nz, ny, nx = mask.shape[2:]
+    dx, dy, dz = grid.spacing
+    some = replace(grid, size=(nx, ny, nz), spacing=(sx * dx, sy * dy, sz * dz))
+    x, y, z = (max(1, round(extent / COUNT_MM)) for extent in some.extent_mm)
+    coarse = some.resized((x, y, z))
+    closed = resample_image(mask, some, coarse, least=0.0, fill=0.0) > 0.5  # over the gaps between lobes
+    return bool((left_and_right(LungMask(closed, coarse)) == UNKNOWN).any())
 
 
 def _nearest(lungs: LungMask, parts: np.ndarray, first: int, second: int) -> np.ndarray:
