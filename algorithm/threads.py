@@ -6,8 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
-import torch
-
 from .errors import STOPPING
 
 P = ParamSpec("P")
@@ -43,5 +41,7 @@ def in_parts(loop: Callable[[int, int, int], None], bounds: list[int]) -> None:
 
 def even_parts(number: int) -> list[int]:
     """Bounds of equal parts of a list of length ``number``, one part for each of torch's threads."""
+    import torch  # here: whoever only needs a pool need not load it
+
     threads = torch.get_num_threads()
     return [number * part // threads for part in range(threads + 1)]
