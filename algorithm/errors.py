@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -86,6 +87,32 @@ def _failed(sentence: str, code: int) -> int:
     return code
 
 
+class _Held:
+    """The state of `signals_held`."""
+
+    held = False
+    waiting: Callable[[], None] | None = None
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """A signal of `stopped_by_signals` waits for the end of the body. In other threads than the main one, nothing.
+
+    Blocking the signals does not suffice: another thread would receive them, and the main thread would still stop.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, _Held.held = _Held.held, True
+    try:
+        yield
+    finally:
+        _Held.held = before
+        waiting, _Held.waiting = _Held.waiting, None
+        if waiting is not None:
+            waiting()
+
+
 @contextmanager
 def stopped_by_signals() -> Iterator[None]:
     """SIGTERM and SIGINT raise `Stopped` in the body, so that it can clean up. Use it in the main thread only.
@@ -94,7 +121,10 @@ def stopped_by_signals() -> Iterator[None]:
     """
     came: list[Stopped] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
+        if _Held.held:
+            _Held.waiting = lambda: stop(number, frame)
+            return
         for other in before:
             signal.signal(other, signal.SIG_IGN)  # a second signal would disturb the clean-up
         came.append(Stopped(signal.Signals(number)))

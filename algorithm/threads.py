@@ -1,12 +1,11 @@
 """Parallel work of threads."""
 
-import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from typing import ParamSpec, TypeVar
 
-from .errors import STOPPING
+from .errors import signals_held
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -19,16 +18,10 @@ class Pool(ThreadPoolExecutor):
     abort the process when Python ends. So a signal waits until the thread has started.
     """
 
-    def __init__(self, threads: int) -> None:
-        super().__init__(threads, initializer=signal.pthread_sigmask, initargs=(signal.SIG_UNBLOCK, STOPPING))
-
     def submit(self, job: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As `ThreadPoolExecutor.submit`."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        try:
+        with signals_held():
             return super().submit(job, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def in_parts(loop: Callable[[int, int, int], None], bounds: list[int]) -> None:
