@@ -96,7 +96,7 @@ class _Held:
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """A signal of `stopped_by_signals` waits for the end of the body. In other threads than the main one, nothing.
+    """A signal of `stopped_by_signals` waits for the end of the body. Only the main thread is ever stopped.
 
     Blocking the signals does not suffice: another thread would receive them, and the main thread would still stop.
     """
